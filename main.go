@@ -1,0 +1,4 @@
+// Scribe Ledger
+package main
+
+func main() {}

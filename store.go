@@ -1,0 +1,4 @@
+package main
+
+// store is the node's disk.
+type store struct{}
