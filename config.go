@@ -50,7 +50,8 @@ type nodeConfig struct {
 	// machine. Default 1. At most 2^53-1, so that every JSON reader keeps it exact.
 	ID int64 `toml:"id" min:"1" max:"9007199254740991"`
 	// IP address or name under which the other nodes reach this one. Default
-	// 127.0.0.1: a node that nobody configured is not on the network.
+	// 127.0.0.1: a node that nobody configured is not on the network. 0.0.0.0 is
+	// for a node that stays alone: nobody else could reach that address.
 	Address string `toml:"address" min:"1" max:"253"`
 	// Directory of everything the node stores; made when missing, one process
 	// at a time. Default ./data.
@@ -264,9 +265,22 @@ func (c *config) clientAddr() string {
 	return net.JoinHostPort(c.Node.Address, strconv.FormatInt(c.Network.ClientPort, 10))
 }
 
-// raftAddr is the host:port of the node's internal port.
-func (c *config) raftAddr() string {
+// raftListen is the host:port to listen on for other nodes.
+func (c *config) raftListen() string {
 	return net.JoinHostPort(c.Node.Address, strconv.FormatInt(c.Network.RaftPort, 10))
+}
+
+// raftAddr is the host:port that other nodes are told.
+func (c *config) raftAddr() string {
+	return net.JoinHostPort(c.host(), strconv.FormatInt(c.Network.RaftPort, 10))
+}
+
+// host is node.address, or loopback in place of one that stands for all interfaces.
+func (c *config) host() string {
+	if unspecified(c.Node.Address) {
+		return "127.0.0.1"
+	}
+	return c.Node.Address
 }
 
 // httpURL is where others reach the client port, whose number is port: a
@@ -274,7 +288,7 @@ func (c *config) raftAddr() string {
 func (c *config) httpURL(port int) string {
 	host, _, err := net.SplitHostPort(c.clientAddr())
 	if err != nil || unspecified(host) {
-		host = c.Node.Address
+		host = c.host()
 	}
 	return "http://" + net.JoinHostPort(host, strconv.Itoa(port))
 }
@@ -289,8 +303,9 @@ func (c *config) seeds() []string {
 // to be seen. A key that is already at fault is not judged again.
 func (l *configLoader) validate() {
 	c := l.config
-	l.check(validHost(c.Node.Address) && !unspecified(c.Node.Address), c.Node.Address,
-		"an IP address or host name that other nodes can reach", "node.address")
+	alone := c.Cluster.Expect <= 1 && len(c.Network.SeedPeers) == 0
+	l.check(validHost(c.Node.Address) && (alone || !unspecified(c.Node.Address)), c.Node.Address,
+		"an IP address or host name at which other nodes reach this one", "node.address")
 	l.validatePorts()
 	l.validateSeeds()
 	l.check(c.Storage.SealAfter >= 100*time.Millisecond && c.Storage.SealAfter <= 720*time.Hour, c.Storage.SealAfter,
@@ -324,7 +339,7 @@ func (l *configLoader) validatePorts() {
 	if err != nil {
 		return
 	}
-	clash := port == c.Network.RaftPort && (host == c.Node.Address || unspecified(host))
+	clash := port == c.Network.RaftPort && (host == c.Node.Address || unspecified(host) || unspecified(c.Node.Address))
 	l.check(!clash, c.Network.RaftPort,
 		"a port that clients do not use already (listen_addr, client_port)",
 		"network.raft_port", "network.client_port", "network.listen_addr", "node.address")

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
@@ -88,7 +87,7 @@ type configLoader struct {
 	fields   map[string]configField
 	sections map[string]bool  // known tables; false = it has no keys yet
 	places   map[string]place // where each key was set last
-	bad      map[string]bool  // keys that are at fault already
+	bad      map[string]bool  // keys whose value could not be taken
 	faults   configError
 }
 
@@ -132,13 +131,16 @@ func (l *configLoader) readTOML(name string, data []byte) []setting {
 	for w.parser.NextExpression() {
 		w.expression(w.parser.Expression())
 	}
+	var syntax *unstable.ParserError
+	if errors.As(w.parser.Error(), &syntax) {
+		w.refuse(w.parser.Shape(w.parser.Range(syntax.Highlight)).Start.Line, syntax.Message)
+	}
 	var whole map[string]any
-	var syntax *toml.DecodeError
-	if err := toml.NewDecoder(bytes.NewReader(data)).Decode(&whole); errors.As(err, &syntax) {
-		line, _ := syntax.Position()
-		at := place{sourceFile, name, line}
-		if !slices.ContainsFunc(l.faults, func(f fault) bool { return f.place == at }) {
-			l.faults = append(l.faults, fault{at, strings.TrimPrefix(syntax.Error(), "toml: ")})
+	var first *toml.DecodeError // the decoder stops there
+	if errors.As(toml.Unmarshal(data, &whole), &first) {
+		line, _ := first.Position()
+		if !slices.ContainsFunc(l.faults, func(f fault) bool { return f.place.line == line }) {
+			w.refuse(line, strings.TrimPrefix(first.Error(), "toml: "))
 		}
 	}
 	return w.settings
@@ -164,7 +166,7 @@ func (w *tomlWalk) expression(e *unstable.Node) {
 		w.table, w.skip = name+".", !known
 		switch {
 		case !known:
-			w.refuse(line, w.loader.unknown(name))
+			w.refuse(line, w.loader.unknown(name, "section ["+name+"]"))
 		case e.Kind == unstable.ArrayTable:
 			w.refuse(line, fmt.Sprintf("%s: want one table, written [%s]", name, name))
 		}
@@ -259,7 +261,8 @@ func (l *configLoader) readEnv(env []string) []setting {
 		if key, ok := keys[name]; ok {
 			settings = append(settings, setting{key, at, textValue(value), strconv.Quote(value)})
 		} else if section := l.sectionOf(name); section != "" {
-			l.faults = append(l.faults, fault{at, l.unknown(section + "." + strings.ToLower(name[len(envName(section))+1:]))})
+			key := section + "." + strings.ToLower(name[len(envName(section))+1:])
+			l.faults = append(l.faults, fault{at, l.unknown(key, "key "+key)})
 		}
 	}
 	return settings
@@ -281,16 +284,14 @@ func (l *configLoader) sectionOf(name string) string {
 	return longest
 }
 
-// unknown says what is wrong with a key or table that the config does not have.
-func (l *configLoader) unknown(key string) string {
+// unknown says what is wrong with a key or table that the config does not
+// have, and that is called name.
+func (l *configLoader) unknown(key, name string) string {
 	section, _, _ := strings.Cut(key, ".")
 	if served, ok := l.sections[section]; ok && !served {
 		return fmt.Sprintf("%s: section [%s] is not served by this version; leave it out or empty", key, section)
 	}
-	if _, ok := l.sections[section]; !ok {
-		return fmt.Sprintf("unknown section %s", section)
-	}
-	return "unknown key " + key
+	return "unknown " + name
 }
 
 // assignAll puts the settings into the config, one after the other.
@@ -304,7 +305,7 @@ func (l *configLoader) assignAll(settings []setting) {
 func (l *configLoader) assign(s setting) {
 	f, ok := l.fields[s.key]
 	if !ok {
-		l.faults = append(l.faults, fault{s.place, l.unknown(s.key)})
+		l.faults = append(l.faults, fault{s.place, l.unknown(s.key, "key "+s.key)})
 		return
 	}
 	l.places[s.key] = s.place
@@ -397,7 +398,7 @@ func (f configField) limit(name string) int64 {
 
 // check adds a fault unless ok: got is wrong and want would be right. The fault
 // stands at the first of the keys that somebody set. It is left out when one
-// of them is at fault already, for then got may be a default nobody chose.
+// of them could not be read, for then got may be a default nobody chose.
 func (l *configLoader) check(ok bool, got any, want string, keys ...string) {
 	if ok || slices.ContainsFunc(keys, func(k string) bool { return l.bad[k] }) {
 		return
@@ -409,7 +410,6 @@ func (l *configLoader) check(ok bool, got any, want string, keys ...string) {
 			break
 		}
 	}
-	l.bad[keys[0]] = true
 	l.faults = append(l.faults, fault{l.places[key], fmt.Sprintf("%s: want %s, got %v", keys[0], want, got)})
 }
 

@@ -13,10 +13,10 @@ import (
 
 // The command serve: from the configuration to a running node, and its end.
 
-// How long serve waits for what is under way when it is told to stop.
 const (
-	requestGrace = 10 * time.Second // for requests
-	closeGrace   = 10 * time.Second // for handing over leadership and flushing
+	requestGrace = 10 * time.Second       // for requests under way when serve is told to stop
+	closeGrace   = 10 * time.Second       // for handing over leadership and flushing after that
+	restartPause = 100 * time.Millisecond // before a node is opened again
 )
 
 // serve runs a node until ctx ends or the node fails.
@@ -37,7 +37,11 @@ func (p *program) serve(ctx context.Context, args []string) error {
 	for _, key := range c.unserved {
 		logger.Warn("setting has no effect in this version", "key", key)
 	}
-	if err := p.serveForever(ctx, c, logger); err != nil {
+	if c.host() != c.Node.Address {
+		logger.Warn("no other node can join one whose address stands for all interfaces", "address", c.Node.Address)
+	}
+	start := func(ln net.Listener) (*service, error) { return p.startNode(c, ln, logger) }
+	if err := serveForever(ctx, c.clientAddr(), logger, start); err != nil {
 		return &exitError{exitUnusable, err}
 	}
 	return nil
@@ -67,55 +71,72 @@ func (p *program) newLogger(c logConfig) *slog.Logger {
 	return slog.New(slog.NewJSONHandler(p.stderr, options))
 }
 
-// serveForever opens a node and serves it, again and again while the node asks
-// to be opened anew.
-func (p *program) serveForever(ctx context.Context, c *config, logger *slog.Logger) error {
-	addr := c.clientAddr()
+// service is an open node that serves clients.
+type service struct {
+	failed <-chan error // why the node cannot go on
+	ended  <-chan error // why clients are served no more
+	stop   func() error // ends both in order
+}
+
+// serveForever listens at addr and serves what start opens, until ctx ends
+// (nil) or something fails. A node that asks for it is opened anew.
+func serveForever(ctx context.Context, addr string, logger *slog.Logger, start func(net.Listener) (*service, error)) error {
 	for {
 		ln, err := net.Listen("tcp", addr)
 		if err != nil {
 			return fmt.Errorf("listening for clients: %w", err)
 		}
-		addr = ln.Addr().String() // the next round takes the same port, even if the first took any
-		err = p.serveNode(ctx, c, ln, logger)
+		addr = ln.Addr().String() // the next round takes the same port, even if this one took any
+		err = serveOnce(ctx, ln, logger, start)
 		if !errors.Is(err, errRestart) || ctx.Err() != nil {
 			return err
 		}
 		logger.Warn("opening the node again", "reason", err)
 		select { // a node that cannot stay up must not spin
 		case <-ctx.Done():
-		case <-time.After(100 * time.Millisecond):
+			return nil
+		case <-time.After(restartPause):
 		}
 	}
 }
 
-// serveNode opens the node and serves clients on ln until ctx ends (nil) or
-// something fails.
-func (p *program) serveNode(ctx context.Context, c *config, ln net.Listener, logger *slog.Logger) error {
+// serveOnce is one life of a node. After an error that is not errRestart its
+// memory and its disk may differ, so it is left as it is: the process ends.
+func serveOnce(ctx context.Context, ln net.Listener, logger *slog.Logger, start func(net.Listener) (*service, error)) error {
 	defer ln.Close()
+	s, err := start(ln)
+	if err != nil {
+		return err
+	}
+	select {
+	case <-ctx.Done():
+		logger.Info("stopping")
+		return s.stop()
+	case err = <-s.failed:
+	case err = <-s.ended:
+		err = fmt.Errorf("serving clients: %w", err)
+	}
+	if errors.Is(err, errRestart) {
+		if stopped := s.stop(); stopped != nil {
+			return stopped
+		}
+	}
+	return err
+}
+
+// startNode opens the node and serves clients on ln.
+func (p *program) startNode(c *config, ln net.Listener, logger *slog.Logger) (*service, error) {
 	m := new(metrics)
 	url := c.httpURL(ln.Addr().(*net.TCPAddr).Port)
 	n, err := openNode(nodeOptionsFrom(c, url, logger, m))
 	if err != nil {
-		return fmt.Errorf("opening the node: %w", err)
+		return nil, fmt.Errorf("opening the node: %w", err)
 	}
 	s := newServer(n, serverOptionsFrom(c, logger, m))
 	ended := make(chan error, 1)
 	go func() { ended <- s.serve(ln) }()
 	p.announce(c, url, logger)
-
-	select {
-	case <-ctx.Done():
-		logger.Info("stopping")
-		return stopNode(n, s, logger)
-	case err = <-n.failed():
-		if errors.Is(err, errRestart) {
-			return errors.Join(err, stopNode(n, s, logger))
-		}
-		return err // memory and disk may differ: touch nothing more
-	case err = <-ended:
-		return errors.Join(fmt.Errorf("serving clients: %w", err), stopNode(n, s, logger))
-	}
+	return &service{n.failed(), ended, func() error { return stopNode(n, s, logger) }}, nil
 }
 
 // stopNode ends the requests under way, hands over leadership and closes the
@@ -139,7 +160,7 @@ func stopNode(n *node, s *server, logger *slog.Logger) error {
 // nodeOptionsFrom translates the configuration for the node.
 func nodeOptionsFrom(c *config, url string, logger *slog.Logger, m *metrics) nodeOptions {
 	return nodeOptions{
-		id: uint64(c.Node.ID), httpURL: url, raftAddr: c.raftAddr(), raftListen: c.raftAddr(), seeds: c.seeds(),
+		id: uint64(c.Node.ID), httpURL: url, raftAddr: c.raftAddr(), raftListen: c.raftListen(), seeds: c.seeds(),
 		dataDir: c.Node.DataDir, clusterName: c.Cluster.Name, secret: c.Cluster.Secret,
 		region: c.Node.Region, version: buildVersion(),
 		expect: int(c.Cluster.Expect), bootstrap: c.bootstrap,
