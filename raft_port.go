@@ -197,8 +197,8 @@ func (p *internalPort) connect(ctx context.Context, addr string, kind connKind) 
 	deadline, _ := ctx.Deadline()
 	c.SetDeadline(deadline)
 	peer, err := greet(c, p.o.identity(), kind, p.o.secret)
-	if err == nil && !stop() {
-		err = context.Cause(ctx)
+	if !stop() {
+		err = context.Cause(ctx) // why c was closed
 	}
 	if err != nil {
 		c.Close()
