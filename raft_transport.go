@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
 )
 
@@ -91,18 +92,18 @@ func newRaftTransport(p *internalPort, o transportOptions) *raftTransport {
 		consume: make(chan raft.RPC),
 		done:    make(chan struct{}),
 	}
-	t.NetworkTransport = t.newNetwork(&singleStream{StreamLayer: streams, done: make(chan struct{})})
+	t.NetworkTransport = t.newNetwork(&singleStream{StreamLayer: streams, done: make(chan struct{})}, newRaftLogger(o.logger, slog.LevelWarn))
 	t.wg.Go(t.acceptLoop)
 	return t
 }
 
 // newNetwork returns hashicorp/raft's transport on a stream layer.
-func (t *raftTransport) newNetwork(s raft.StreamLayer) *raft.NetworkTransport {
+func (t *raftTransport) newNetwork(s raft.StreamLayer, l hclog.Logger) *raft.NetworkTransport {
 	n := raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Stream:  s,
 		MaxPool: raftPool,
 		Timeout: t.o.timeout,
-		Logger:  newRaftLogger(t.o.logger, slog.LevelWarn),
+		Logger:  l,
 	})
 	n.TimeoutScale = raftTimeoutScale
 	return n
@@ -140,10 +141,11 @@ func (t *raftTransport) acceptLoop() {
 
 // serve passes on the requests of one stream. The stream has a NetworkTransport
 // of its own, which costs two goroutines, because that is the only way to know
-// which peer sent a request without a copy of hashicorp/raft's code.
+// which peer sent a request without a copy of hashicorp/raft's code. It logs
+// nothing: it would call the end of a stream an error, and the peer logs that.
 func (t *raftTransport) serve(c *peerConn) {
 	defer c.Close()
-	in := t.newNetwork(&singleStream{StreamLayer: t.streams, conn: endedConn{c}, done: make(chan struct{})})
+	in := t.newNetwork(&singleStream{StreamLayer: t.streams, conn: c, done: make(chan struct{})}, hclog.NewNullLogger())
 	defer in.Close()
 	for {
 		select {
@@ -198,17 +200,6 @@ func (s *singleStream) Accept() (net.Conn, error) {
 func (s *singleStream) Close() error {
 	close(s.done)
 	return nil
-}
-
-// endedConn reads as ended when this node closed it: Raft logs any other end as an error.
-type endedConn struct{ net.Conn }
-
-func (c endedConn) Read(b []byte) (int, error) {
-	n, err := c.Conn.Read(b)
-	if errors.Is(err, net.ErrClosed) {
-		err = io.EOF
-	}
-	return n, err
 }
 
 // target is the address under which raftStreams.Dial expects this very server.
