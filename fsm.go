@@ -40,6 +40,8 @@ type fsm struct {
 	// fetch makes sure that this node has all segments a snapshot names. It
 	// returns an error at once while they are still on their way.
 	fetch func(*snapshot) ([]fetchedSegment, error)
+	// installed is called after a snapshot was installed.
+	installed func(*snapshot)
 }
 
 // upload is a command that comes in parts. At most one is open: the leader

@@ -167,5 +167,6 @@ func (f *fsm) install(snap *snapshot, fetched []fetchedSegment) error {
 	}
 	f.window = w
 	f.moveTo(&snap.at)
+	f.installed(snap)
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -55,7 +56,11 @@ type node struct {
 	uploads  sync.Mutex    // held by the leader for an upload or a seal: never both at a time
 	failures chan error
 	fetches  segmentFetcher
-	changing changeSignal // leadership or the leader changed
+	lastD    atomic.Uint64 // Raft index of the newest checkpoint: the log before it goes with the next
+
+	// Unix ms at which Raft began to refuse entries for a leadership transfer, 0 = it does not.
+	transferStuck atomic.Int64
+	changing      changeSignal // leadership or the leader changed
 }
 
 // nodeOptions is what a node needs to know; sizes are bytes.
@@ -89,7 +94,7 @@ type nodeOptions struct {
 	now     func() time.Time
 
 	// For tests: how connections are made, and what breaks on disk.
-	dial        portDialer
+	dial        func(ctx context.Context, addr string) (net.Conn, error)
 	storeFault  func(step string) error
 	logFileSize int64
 }
@@ -196,7 +201,8 @@ func (n *node) openDisk() (err error) {
 
 // matchLog compares the Raft log with the durable checkpoint D. A log that ends
 // before D is what a crash leaves after a snapshot was installed: D has it all,
-// and the log starts anew behind it. A log that starts after D means that
+// and the log starts anew behind it; so does a log that has entries of a leader
+// that lost where D has what was committed (raft.md F4). A log that starts after D means that
 // ledger.db is older than the log: acknowledged entries would be missing.
 func (n *node) matchLog() error {
 	at := n.store.durable.Load().at
@@ -211,10 +217,27 @@ func (n *node) matchLog() error {
 	if first > at.index+1 {
 		return fmt.Errorf("%s: the Raft log starts at index %d but the checkpoint is at %d: entries between are missing", n.o.dataDir, first, at.index)
 	}
-	if last < at.index && last != 0 {
-		return n.log.reset(at.index)
+	n.lastD.Store(at.index)
+	if last == 0 || at.index == 0 {
+		return nil
 	}
-	return nil
+	conflict, err := n.conflicts(at.index, at.term)
+	if err != nil || last >= at.index && !conflict {
+		return err
+	}
+	n.o.logger.Warn("the Raft log does not go on from the checkpoint and starts anew behind it", "checkpoint", at.index, "log_end", last)
+	return n.log.reset(at.index)
+}
+
+// conflicts tells whether the Raft log has another entry at index than one of
+// the given term.
+func (n *node) conflicts(index, term uint64) (bool, error) {
+	var l raft.Log
+	err := n.log.GetLog(index, &l)
+	if err == raft.ErrLogNotFound {
+		return false, nil
+	}
+	return l.Term != term, err
 }
 
 // startRaft starts Raft on this node's state, writing the first configuration
@@ -226,7 +249,7 @@ func (n *node) startRaft() error {
 	if err != nil {
 		return err
 	}
-	f.fetch = n.fetches.fetch
+	f.fetch, f.installed = n.fetches.fetch, n.snapshotInstalled
 	snaps := &snapshotStore{n: n}
 	conf := n.raftConfig(self)
 	if !self.Started {
@@ -274,7 +297,7 @@ func (n *node) raftConfig(self *nodeFile) *raft.Config {
 	c.NoSnapshotRestoreOnStart = true
 	c.NoLegacyTelemetry = true
 	c.ShutdownOnRemove = false
-	c.Logger = newHclog(n.o.logger)
+	c.Logger = newRaftLogger(n.o.logger, slog.LevelWarn)
 	return c
 }
 

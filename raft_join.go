@@ -309,13 +309,13 @@ func (n *node) serveJoin(w http.ResponseWriter, r *http.Request) {
 	leader, _ := n.leaderServer()
 	if !n.leads() {
 		if leader == "" {
-			answer(w, nil, errNoLeader)
+			respond(w, nil, errNoLeader)
 			return
 		}
-		answer(w, joinReply{Leader: string(leader)}, nil)
+		respond(w, joinReply{Leader: string(leader)}, nil)
 		return
 	}
-	answer(w, joinReply{ClusterID: n.self.Load().ClusterID}, n.admit(&ask))
+	respond(w, joinReply{ClusterID: n.self.Load().ClusterID}, n.admit(&ask))
 }
 
 // admit adds the newcomer to Raft's configuration.
@@ -379,20 +379,20 @@ func (n *node) servePledge(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if from, ok := peerOf(r.Context()); !ok || len(g.Members) != n.o.expect || from.node != g.Members[0].ID {
-		answer(w, nil, fmt.Errorf("only the lowest of %d founders may ask for a pledge", n.o.expect))
+		respond(w, nil, fmt.Errorf("only the lowest of %d founders may ask for a pledge", n.o.expect))
 		return
 	}
-	answer(w, nil, n.pledge(&g))
+	respond(w, nil, n.pledge(&g))
 }
 
 func (n *node) serveForm(w http.ResponseWriter, r *http.Request) {
 	var g genesis
 	if decode(w, r, &g) {
-		answer(w, nil, n.form(&g))
+		respond(w, nil, n.form(&g))
 	}
 }
 
-func (n *node) serveHello(w http.ResponseWriter, r *http.Request) { answer(w, n.hello(), nil) }
+func (n *node) serveHello(w http.ResponseWriter, r *http.Request) { respond(w, n.hello(), nil) }
 
 // hello describes this node.
 func (n *node) hello() hello {
@@ -459,8 +459,8 @@ func decode(w http.ResponseWriter, r *http.Request, v any) bool {
 	return err == nil
 }
 
-// answer writes the reply of an internal request.
-func answer(w http.ResponseWriter, v any, err error) {
+// respond writes the reply of an internal request.
+func respond(w http.ResponseWriter, v any, err error) {
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusConflict)
 		return

@@ -120,13 +120,14 @@ func (n *node) greet(s raft.Server) {
 	}
 }
 
-// servers returns Raft's latest configuration.
+// servers returns Raft's latest configuration, as a copy: Raft gives everybody
+// the same slice.
 func (n *node) servers() []raft.Server {
 	r := n.raft.Load()
 	if r == nil {
 		return nil
 	}
-	return r.GetConfiguration().Configuration().Servers
+	return slices.Clone(r.GetConfiguration().Configuration().Servers)
 }
 
 // others returns all servers but this one.

@@ -28,6 +28,10 @@ const (
 	clientIdleConns = 32 // per peer
 )
 
+// errDial is wrapped by errors that came before a connection was there: nothing
+// was sent.
+var errDial = errors.New("no connection")
+
 // portOptions is what an internal port needs; zero fields take the values of production.
 type portOptions struct {
 	identity  func() identity // asked for every connection: it changes when the cluster forms
@@ -186,7 +190,7 @@ func (p *internalPort) connect(ctx context.Context, addr string, kind connKind) 
 	defer cancel()
 	raw, err := p.o.dial(ctx, addr)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", errDial, err)
 	}
 	// TLS will wrap raw here, and in receive, before the preamble.
 	c, err := p.track(raw)
@@ -202,7 +206,7 @@ func (p *internalPort) connect(ctx context.Context, addr string, kind connKind) 
 	}
 	if err != nil {
 		c.Close()
-		return nil, fmt.Errorf("connecting to %s: %w", addr, err)
+		return nil, fmt.Errorf("%w: connecting to %s: %w", errDial, addr, err)
 	}
 	c.SetDeadline(time.Time{})
 	c.setPeer(kind, peer)

@@ -146,10 +146,10 @@ func (n *node) requestSeal(ctx context.Context, size uint64) error {
 // serveSeal seals for a follower.
 func (n *node) serveSeal(w http.ResponseWriter, r *http.Request) {
 	if !n.leads() {
-		answer(w, nil, errNoLeader)
+		respond(w, nil, errNoLeader)
 		return
 	}
-	answer(w, struct{}{}, n.proposeSeal())
+	respond(w, struct{}{}, n.proposeSeal())
 }
 
 // serveTransfer hands over leadership for a follower that was asked to.
@@ -158,6 +158,6 @@ func (n *node) serveTransfer(w http.ResponseWriter, r *http.Request) {
 		To uint64 `json:"to"`
 	}
 	if decode(w, r, &ask) {
-		answer(w, struct{}{}, n.transfer(r.Context(), ask.To))
+		respond(w, struct{}{}, n.transfer(r.Context(), ask.To))
 	}
 }

@@ -55,16 +55,16 @@ func (s *snapshotStore) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, erro
 	if sink != nil {
 		return sink.meta, io.NopCloser(&sink.Buffer), nil
 	}
-	snap, err := s.n.store.snapshot()
+	state, err := s.n.store.checkpoint()
 	if err != nil {
 		return nil, nil, err
 	}
+	snap := snapshot{s.n.self.Load().cluster, state.at, state.segments, state.window}
 	b := snap.append(nil)
 	return s.meta(&snap.at, len(b)), io.NopCloser(bytes.NewReader(b)), nil
 }
 
-// Create takes a snapshot that a leader sends. A Raft log that disagrees with
-// it goes first (raft.md F4).
+// Create takes a snapshot that a leader sends.
 func (s *snapshotStore) Create(_ raft.SnapshotVersion, index, term uint64, c raft.Configuration, ci uint64, _ raft.Transport) (raft.SnapshotSink, error) {
 	id := strconv.FormatUint(term, 10) + "-" + strconv.FormatUint(index, 10)
 	return &snapshotSink{store: s, meta: &raft.SnapshotMeta{
@@ -98,7 +98,6 @@ type segmentFetcher struct {
 	forming sync.Mutex // serialises changes of node.json while the cluster forms
 
 	mu      sync.Mutex
-	target  uint64 // Raft index of the newest snapshot asked for
 	running bool
 	want    []segmentInfo
 	got     map[uint64]fetchedSegment // by first seq
@@ -124,7 +123,7 @@ func (f *segmentFetcher) fetch(snap *snapshot) ([]fetchedSegment, error) {
 	}
 	if len(f.want) == 0 {
 		f.got = nil
-		return have, f.n.dropConflictingLog(snap)
+		return have, nil
 	}
 	if !f.running {
 		f.running = true
@@ -205,26 +204,19 @@ func (n *node) serveSegment(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusNotFound)
 		return
 	}
-	http.ServeContent(w, r, "", time.Time{}, io.NewSectionReader(file, 0, file.size))
+	http.ServeContent(w, r, "", time.Time{}, io.NewSectionReader(file.f, 0, file.size))
 }
 
-// dropConflictingLog empties the Raft log if it does not agree with a snapshot
-// that is about to be installed: entries of a leader that lost. Raft remembers
-// the end of the log it had, so it is started anew then (raft.md F4).
-func (n *node) dropConflictingLog(snap *snapshot) error {
-	last, err := n.log.LastIndex()
-	if err != nil || last < snap.at.index {
-		return err
+// snapshotInstalled is called when D has moved to an installed snapshot. If the
+// Raft log has entries of a leader that lost there, Raft would refuse every
+// entry that follows, for it remembers the end of that log (raft.md F4): the
+// node is opened again, which drops them (matchLog). A crash before does the
+// same.
+func (n *node) snapshotInstalled(snap *snapshot) {
+	conflict, err := n.conflicts(snap.at.index, snap.at.term)
+	if err != nil {
+		n.fail(err)
+	} else if conflict {
+		n.fail(fmt.Errorf("%w: the Raft log disagrees with the installed snapshot", errRestart))
 	}
-	var l raft.Log
-	err = n.log.GetLog(snap.at.index, &l)
-	if err == nil && l.Term == snap.at.term {
-		return nil
-	}
-	if err != nil && err != raft.ErrLogNotFound {
-		return err
-	}
-	n.o.logger.Warn("the Raft log disagrees with the snapshot and is dropped", "index", snap.at.index, "last", last)
-	n.conflict.Store(true)
-	return nil
 }

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -81,7 +82,6 @@ const (
 	segmentDir = "segments"
 	indexDir   = "index"
 	ledgerName = "ledger.db"
-	tmpSuffix  = ".tmp"
 )
 
 // openStore opens the store below o.dir at its durable checkpoint D. Files that
@@ -132,17 +132,20 @@ func (s *store) recover(state *durableState) error {
 		}
 		s.files.put(info.first, f)
 	}
-	var err error
-	s.index, err = openIndex(filepath.Join(s.o.dir, indexDir), state.runs, s.o.logger)
-	var broken *runError
-	for errors.As(err, &broken) {
-		s.o.logger.Warn("key index run is damaged, building it again from its segments", "run", broken.info.name(), "error", err)
-		if state.runs, err = s.rebuildRun(state.runs, broken.info); err != nil {
+	for {
+		var err error
+		s.index, err = openIndex(filepath.Join(s.o.dir, indexDir), state.runs, s.o.logger)
+		var broken *runError
+		if !errors.As(err, &broken) {
 			return err
 		}
-		s.index, err = openIndex(filepath.Join(s.o.dir, indexDir), state.runs, s.o.logger)
+		built, rerr := s.rebuild(broken.info, state.segments)
+		if rerr != nil {
+			return errors.Join(err, rerr)
+		}
+		state.runs = slices.Clone(state.runs)
+		state.runs[slices.Index(state.runs, broken.info)] = built
 	}
-	return err
 }
 
 // openSegment opens the file of a sealed segment and checks that it is the one
@@ -182,6 +185,7 @@ func (s *store) close() error {
 	}
 	close(s.quit)
 	s.done.Wait()
+	s.index.close()
 	return s.ledger.close()
 }
 

@@ -146,7 +146,6 @@ func (s *store) seal(time int64, at checkpoint, window []chunk) error {
 	s.sealing = append(slices.Clip(s.sealing), &sealedSegment{s.pending, info, at, window})
 	s.pending = newPendingSegment(info.end())
 	s.manifest.Store(m)
-	s.o.metrics.storeSeals.add(1)
 	select {
 	case s.wake <- struct{}{}:
 	default:

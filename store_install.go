@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"slices"
 )
 
@@ -36,7 +37,7 @@ func (s *store) fetchSegment(info segmentInfo, body func(io.Writer) error) (fetc
 			return fetchedSegment{}, fmt.Errorf("fetching segment %s: %w", info.id(), err)
 		}
 	}
-	run, err := s.buildRun(info) // checks every record and the root
+	run, err := writeRun(filepath.Join(s.o.dir, indexDir), 0, info.first, info.end()-1, s.segmentRecords(info)) // checks every record and the root
 	if err != nil {
 		if errors.Is(err, errCorrupt) { // a bad copy that nothing names yet: get another one
 			os.Remove(path)
@@ -91,7 +92,7 @@ func (s *store) install(at checkpoint, fetched []fetchedSegment, window []chunk)
 			return err
 		}
 	}
-	state.runs = s.index.list()
+	state.runs = s.index.runs()
 	s.durable.Store(state)
 	s.manifest.Store(state.manifest())
 	s.unstage(0)

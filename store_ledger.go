@@ -19,7 +19,8 @@ import (
 //	meta      "format"      uint32: 1
 //	          "checkpoint"  the durable checkpoint D (see checkpoint.append)
 //	segments  first (uint64)         segmentInfo (manifest.go)
-//	runs      name of the run        runInfo (store_run.go)
+//	runs      name of the run        five uint64: level, first, last, keys, size;
+//	                                 then sum (see runInfo, store_run.go)
 //	window    chunk number (uint64)  a chunk of the idempotency window (fsm_window.go)
 //
 // All of it changes in one transaction per sealed segment, so D, the list of
@@ -76,6 +77,29 @@ func parseCheckpoint(b []byte) (checkpoint, []byte, error) {
 	n := 68 + int(binary.BigEndian.Uint32(b[64:]))
 	c.configuration = slices.Clone(b[68:n])
 	return c, b[n:], nil
+}
+
+// appendRunInfo appends the encoding of r.
+func appendRunInfo(b []byte, r runInfo) []byte {
+	for _, v := range []uint64{uint64(r.level), r.first, r.last, r.keys, uint64(r.size)} {
+		b = binary.BigEndian.AppendUint64(b, v)
+	}
+	return append(b, r.sum[:]...)
+}
+
+// parseRunInfo reads one encoded runInfo.
+func parseRunInfo(b []byte) (runInfo, error) {
+	var r runInfo
+	if len(b) != 40+len(r.sum) {
+		return r, fmt.Errorf("%w: run has a description of %d bytes", errCorrupt, len(b))
+	}
+	r.level = int(binary.BigEndian.Uint64(b))
+	r.first = binary.BigEndian.Uint64(b[8:])
+	r.last = binary.BigEndian.Uint64(b[16:])
+	r.keys = binary.BigEndian.Uint64(b[24:])
+	r.size = int64(binary.BigEndian.Uint64(b[32:]))
+	copy(r.sum[:], b[40:])
+	return r, nil
 }
 
 // chunk is a part of the idempotency window as fsm_window.go encodes it.
@@ -222,11 +246,7 @@ func (d *durableState) read(tx *bbolt.Tx) error {
 		return err
 	}
 	slices.SortFunc(d.runs, func(a, b runInfo) int { return int(int64(a.first - b.first)) })
-	err = eachChecked(tx.Bucket(bucketWindow), func(k, v []byte) error {
-		d.window = append(d.window, chunk{binary.BigEndian.Uint64(k), slices.Clone(v)})
-		return nil
-	})
-	if err != nil {
+	if err := d.readWindow(tx); err != nil {
 		return err
 	}
 	return d.validate()
@@ -255,6 +275,21 @@ func (d *durableState) validate() error {
 		return fmt.Errorf("%w: runs end at entry %d, the checkpoint at %d", errCorrupt, next, d.at.size)
 	}
 	return nil
+}
+
+// window reads the idempotency window.
+func (l *ledgerFile) window() ([]chunk, error) {
+	var d durableState
+	err := l.db.View(d.readWindow)
+	return d.window, err
+}
+
+// readWindow fills d.window.
+func (d *durableState) readWindow(tx *bbolt.Tx) error {
+	return eachChecked(tx.Bucket(bucketWindow), func(k, v []byte) error {
+		d.window = append(d.window, chunk{binary.BigEndian.Uint64(k), slices.Clone(v)})
+		return nil
+	})
 }
 
 // ledgerTx is one transaction that changes ledger.db.
@@ -296,7 +331,7 @@ func (t ledgerTx) replaceRuns(old, added []runInfo) error {
 		}
 	}
 	for _, r := range added {
-		if err := t.put(bucketRuns, []byte(r.name()), r.append(nil)); err != nil {
+		if err := t.put(bucketRuns, []byte(r.name()), appendRunInfo(nil, r)); err != nil {
 			return err
 		}
 	}

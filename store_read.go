@@ -399,3 +399,24 @@ func (s *store) waitSize(ctx context.Context, n uint64) error {
 		return ctx.Err()
 	}
 }
+
+// segmentByID returns the open file of a confirmed segment.
+func (s *store) segmentByID(id string) (*segmentFile, segmentInfo, error) {
+	for _, info := range s.manifest.Load().shown() {
+		if info.id() == id {
+			f, err := s.segment(info)
+			return f, info, err
+		}
+	}
+	return nil, segmentInfo{}, fmt.Errorf("segment %q: %w", id, errNotFound)
+}
+
+// checkpoint returns D with everything that belongs to it.
+func (s *store) checkpoint() (*durableState, error) {
+	s.lists.Lock()
+	defer s.lists.Unlock()
+	state := *s.durable.Load()
+	var err error
+	state.window, err = s.ledger.window()
+	return &state, err
+}

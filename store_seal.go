@@ -1,15 +1,16 @@
 package main
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"iter"
-	"os"
+	"maps"
 	"path/filepath"
 	"slices"
-	"strings"
 	"syscall"
 	"time"
 )
@@ -85,7 +86,7 @@ func (s *store) persist(g *sealedSegment) error {
 	// is written again like the segment.
 	var run runInfo
 	err = s.step("write run", func() (err error) {
-		run, err = writeRun(filepath.Join(s.o.dir, indexDir), 0, info.first, info.end()-1, g.positions(places), len(g.entries))
+		run, err = writeRun(filepath.Join(s.o.dir, indexDir), 0, info.first, info.end()-1, g.records(places))
 		return err
 	})
 	if err != nil {
@@ -113,7 +114,7 @@ func (s *store) persist(g *sealedSegment) error {
 	}
 	s.files.put(info.first, file)
 	old := s.durable.Load()
-	s.durable.Store(&durableState{at: g.at, segments: append(slices.Clip(old.segments), info), runs: s.index.list()})
+	s.durable.Store(&durableState{at: g.at, segments: append(slices.Clip(old.segments), info), runs: s.index.runs()})
 	if err := s.release(g, info); err != nil {
 		return err
 	}
@@ -145,21 +146,15 @@ func (s *store) backlog() int {
 	return len(s.sealing)
 }
 
-// positions yields the keys of p in order, each key's versions newest first.
-func (p *pendingSegment) positions(places []place) iter.Seq2[[]byte, position] {
-	keys := slices.Collect(func(yield func(string) bool) {
-		for k := range p.heads { // the order does not matter: sorted below
-			if !yield(k) {
-				return
-			}
-		}
-	})
-	slices.Sort(keys)
-	return func(yield func([]byte, position) bool) {
+// records yields what the run of p holds: keys in order, each key's versions
+// newest first.
+func (p *pendingSegment) records(places []place) iter.Seq2[indexRecord, error] {
+	keys := slices.Sorted(maps.Keys(p.heads))
+	return func(yield func(indexRecord, error) bool) {
 		for _, k := range keys {
 			for i := p.heads[k]; i >= 0; i = p.entries[i].older {
 				h := headOf(p.entries[i].raw)
-				if !yield([]byte(k), position{h.seq, h.version, places[i].offset, places[i].length, h.deleted}) {
+				if !yield(indexRecord{[]byte(k), position{h.seq, h.version, places[i].offset, places[i].length, h.deleted}}, nil) {
 					return
 				}
 			}
@@ -167,75 +162,64 @@ func (p *pendingSegment) positions(places []place) iter.Seq2[[]byte, position] {
 	}
 }
 
-// keyedPosition is one entry of a run that is built from a segment file.
-type keyedPosition struct {
-	key string
-	position
-}
-
-// buildRun writes the level-0 run of one segment from its file, checking every
-// record and the root on the way.
-func (s *store) buildRun(info segmentInfo) (runInfo, error) {
-	file, err := s.segment(info)
-	if err != nil {
-		return runInfo{}, err
-	}
-	all := make([]keyedPosition, 0, info.count)
-	root, err := file.records(false, func(r *record, pl place) error {
-		h := &r.header
-		all = append(all, keyedPosition{string(h.key), position{h.seq, h.version, pl.offset, pl.length, h.op == opDelete}})
-		return nil
-	})
-	if err != nil {
-		return runInfo{}, err
-	}
-	if root != info.root {
-		return runInfo{}, fmt.Errorf("segment %s: %w: its records give root %s", info.id(), errCorrupt, root)
-	}
-	slices.SortFunc(all, func(a, b keyedPosition) int {
-		if c := strings.Compare(a.key, b.key); c != 0 {
-			return c
+// segmentRecords yields what the run of a sealed segment holds, read from its
+// file; every record and the root are checked on the way.
+func (s *store) segmentRecords(info segmentInfo) iter.Seq2[indexRecord, error] {
+	return func(yield func(indexRecord, error) bool) {
+		all, err := s.readRecords(info)
+		if err != nil {
+			yield(indexRecord{}, err)
+			return
 		}
-		return int(int64(b.seq - a.seq))
-	})
-	return writeRun(filepath.Join(s.o.dir, indexDir), 0, info.first, info.end()-1, func(yield func([]byte, position) bool) {
-		for i := range all {
-			if !yield([]byte(all[i].key), all[i].position) {
+		slices.SortFunc(all, func(a, b indexRecord) int {
+			return cmp.Or(bytes.Compare(a.key, b.key), cmp.Compare(b.seq, a.seq))
+		})
+		for _, r := range all {
+			if !yield(r, nil) {
 				return
 			}
 		}
-	}, len(all))
+	}
 }
 
-// rebuildRun replaces a damaged run in runs by level-0 runs built from the
-// segments it covered, which bounds the memory this takes by one segment.
-// A crash before the transaction leaves the old list and files nothing names.
-func (s *store) rebuildRun(runs []runInfo, broken runInfo) ([]runInfo, error) {
-	m := s.durable.Load()
-	var built []runInfo
-	for _, info := range m.segments {
-		if info.first < broken.first || info.first > broken.last {
-			continue
-		}
-		r, err := s.buildRun(info)
-		if err != nil {
-			return nil, err
-		}
-		built = append(built, r)
-	}
-	i := slices.IndexFunc(runs, func(r runInfo) bool { return r.first == broken.first })
-	if i < 0 || len(built) == 0 || built[len(built)-1].last != broken.last {
-		return nil, fmt.Errorf("run %s: %w: no segments to build it from", broken.name(), errCorrupt)
-	}
-	err := s.ledger.update(func(t ledgerTx) error { return t.replaceRuns([]runInfo{broken}, built) })
+// readRecords reads all records of a segment file.
+func (s *store) readRecords(info segmentInfo) ([]indexRecord, error) {
+	file, err := s.segment(info)
 	if err != nil {
 		return nil, err
 	}
-	return slices.Replace(slices.Clone(runs), i, i+1, built...), nil
+	all := make([]indexRecord, 0, info.count)
+	root, err := file.records(false, func(r *record, pl place) error {
+		h := &r.header
+		all = append(all, indexRecord{h.key, position{h.seq, h.version, pl.offset, pl.length, h.op == opDelete}})
+		return nil
+	})
+	if err == nil && root != info.root {
+		err = fmt.Errorf("segment %s: %w: its records give root %s", info.id(), errCorrupt, root)
+	}
+	return all, err
 }
 
-// repaired calls look and, as long as it meets a damaged run, builds that run
-// again from its segments and calls once more.
+// rebuild writes a damaged run again from the segments it covers. If the new
+// file differs, as when a newer program writes it, ledger.db learns of it.
+func (s *store) rebuild(broken runInfo, segments []segmentInfo) (runInfo, error) {
+	s.o.logger.Warn("key index run is damaged, building it again from its segments", "run", broken.name())
+	parts := func(yield func(runPart, error) bool) {
+		for _, info := range segments {
+			if info.first >= broken.first && info.first <= broken.last && !yield(runPart{info.first, info.end() - 1, s.segmentRecords(info)}, nil) {
+				return
+			}
+		}
+	}
+	built, err := rebuildRun(context.Background(), filepath.Join(s.o.dir, indexDir), broken, parts, s.o.logger)
+	if err != nil || built == broken {
+		return built, err
+	}
+	return built, s.ledger.update(func(t ledgerTx) error { return t.replaceRuns([]runInfo{broken}, []runInfo{built}) })
+}
+
+// repaired calls look and, when it meets a damaged run, builds that run again
+// from its segments and calls once more.
 func repaired[T any](s *store, look func() (T, bool, error)) (T, bool, error) {
 	v, ok, err := look()
 	var broken *runError
@@ -248,20 +232,18 @@ func repaired[T any](s *store, look func() (T, bool, error)) (T, bool, error) {
 	return v, ok, err
 }
 
-// repairRun builds a run that turned out to be damaged while it is in use.
+// repairRun builds a run again that turned out to be damaged while in use.
 func (s *store) repairRun(broken runInfo) error {
 	s.lists.Lock()
 	defer s.lists.Unlock()
-	runs := s.index.list()
-	if !slices.Contains(runs, broken) {
+	if !slices.Contains(s.index.runs(), broken) {
 		return nil // somebody else repaired or merged it meanwhile
 	}
-	s.o.logger.Error("key index run is damaged, building it again from its segments", "run", broken.name())
-	runs, err := s.rebuildRun(runs, broken)
+	built, err := s.rebuild(broken, s.durable.Load().segments)
 	if err != nil {
 		return err
 	}
-	return s.index.reset(runs)
+	return s.index.swap(built)
 }
 
 // mergeLoop merges runs in the background whenever a tier is full.
@@ -290,7 +272,7 @@ func (s *store) mergeOnce(ctx context.Context) bool {
 	if !ok || ctx.Err() != nil {
 		return false
 	}
-	merged, err := s.index.merge(ctx, old, level)
+	merged, err := s.index.merge(ctx, level, old)
 	if err != nil {
 		if ctx.Err() == nil {
 			s.o.logger.Error("merging key index runs", "error", err)
@@ -303,7 +285,7 @@ func (s *store) mergeOnce(ctx context.Context) bool {
 	}
 	s.lists.Lock()
 	defer s.lists.Unlock()
-	if now := s.index.list(); slices.ContainsFunc(old, func(r runInfo) bool { return !slices.Contains(now, r) }) {
+	if now := s.index.runs(); slices.ContainsFunc(old, func(r runInfo) bool { return !slices.Contains(now, r) }) {
 		return true // a run was repaired meanwhile: merge what is there now
 	}
 	// A crash before this transaction leaves the merged file unnamed, after it
@@ -319,8 +301,8 @@ func (s *store) mergeOnce(ctx context.Context) bool {
 		s.o.fatal(err)
 		return false
 	}
-	for _, r := range old { // readers under way keep their open files
-		os.Remove(filepath.Join(s.o.dir, indexDir, r.name()))
+	if err := s.index.remove(old); err != nil { // the next start removes them
+		s.o.logger.Warn("removing merged runs", "error", err)
 	}
 	return true
 }
