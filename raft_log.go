@@ -341,7 +341,9 @@ func (l *logStore) usableLocked() error {
 
 // placeLocked finds room for a frame, in the next file if need be.
 func (l *logStore) placeLocked(size int64) (*logFile, int64, error) {
+	l.mu.RLock()
 	active := l.files[len(l.files)-1]
+	l.mu.RUnlock()
 	if l.end+size <= active.size {
 		return active, l.end, nil
 	}
