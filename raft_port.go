@@ -19,7 +19,7 @@ import (
 // stream layer or the internal HTTP server gets it.
 
 const (
-	preambleTimeout = 5 * time.Second // for the whole exchange, and for the handing over that follows
+	preambleTimeout = 5 * time.Second // for dialling and the whole exchange
 	maxStrangers    = 256             // connections that have not finished their preamble
 	refusalLogEvery = 10 * time.Second
 	internalHeader  = 10 * time.Second // time-out for the header of an internal request
@@ -49,15 +49,14 @@ type internalPort struct {
 	o          portOptions
 	listener   net.Listener
 	httpClient *http.Client
-	raftConns  chan *peerConn // admitted, not yet taken by the stream layer
-	httpConns  chan *peerConn // admitted, not yet taken by the HTTP server
-	strangers  chan struct{}  // a token for each connection that is not handed over
+	strangers  chan struct{} // a token for each connection that is not handed over
 	refused    logLimit
 	done       chan struct{} // closed by close
 	wg         sync.WaitGroup
 
 	mu     sync.Mutex // guards the rest; never held over network or disk
 	conns  map[*peerConn]struct{}
+	takers map[connKind]*portListener // who accepts connections of a kind now
 	server *http.Server
 	closed bool
 }
@@ -85,12 +84,11 @@ func listenInternal(addr string, o portOptions) (*internalPort, error) {
 	p := &internalPort{
 		o:         o,
 		listener:  l,
-		raftConns: make(chan *peerConn),
-		httpConns: make(chan *peerConn),
 		strangers: make(chan struct{}, o.strangers),
 		refused:   logLimit{log: o.logger, every: refusalLogEvery},
 		done:      make(chan struct{}),
 		conns:     make(map[*peerConn]struct{}),
+		takers:    make(map[connKind]*portListener),
 	}
 	p.httpClient = p.newClient()
 	p.wg.Go(p.acceptLoop)
@@ -171,15 +169,10 @@ func (p *internalPort) receive(raw net.Conn) {
 	}
 	c.SetDeadline(time.Time{})
 	c.setPeer(hello.kind, hello.identity)
-	out := p.raftConns
-	if hello.kind == kindHTTP {
-		out = p.httpConns
-	}
-	select {
-	case out <- c:
-	case <-time.After(p.o.timeout): // Raft or HTTP does not run yet, or any more
-		c.Close()
-	case <-p.done:
+	p.mu.Lock()
+	taker := p.takers[hello.kind]
+	p.mu.Unlock()
+	if taker == nil || !taker.hand(c) { // Raft or HTTP does not run yet, or any more: the peer will try again
 		c.Close()
 	}
 }
@@ -278,9 +271,30 @@ func (p *internalPort) closeConns(match func(*peerConn) bool) {
 // portListener is the port as net/http or Raft sees it: it accepts admitted connections of one kind.
 type portListener struct {
 	port  *internalPort
-	conns <-chan *peerConn
+	kind  connKind
+	conns chan *peerConn
 	done  chan struct{} // closed by Close
 	once  sync.Once
+}
+
+// listen returns a listener that takes over the connections of a kind from now on.
+func (p *internalPort) listen(kind connKind) *portListener {
+	l := &portListener{port: p, kind: kind, conns: make(chan *peerConn), done: make(chan struct{})}
+	p.mu.Lock()
+	p.takers[kind] = l
+	p.mu.Unlock()
+	return l
+}
+
+// hand gives c to Accept and reports whether it was taken.
+func (l *portListener) hand(c *peerConn) bool {
+	select {
+	case l.conns <- c:
+		return true
+	case <-l.done:
+	case <-l.port.done:
+	}
+	return false
 }
 
 // Accept returns the next admitted connection, always a *peerConn.
@@ -299,7 +313,14 @@ func (l *portListener) Addr() net.Addr { return peerAddr(l.port.o.advertise) }
 
 // Close ends Accept; the port goes on.
 func (l *portListener) Close() error {
-	l.once.Do(func() { close(l.done) })
+	l.once.Do(func() {
+		l.port.mu.Lock()
+		if l.port.takers[l.kind] == l {
+			delete(l.port.takers, l.kind)
+		}
+		l.port.mu.Unlock()
+		close(l.done)
+	})
 	return nil
 }
 
@@ -310,11 +331,11 @@ func (peerAddr) Network() string  { return "tcp" }
 func (a peerAddr) String() string { return string(a) }
 
 // raftStreams is Raft's stream layer on the port.
-type raftStreams struct{ portListener }
+type raftStreams struct{ *portListener }
 
 // raftLayer returns a stream layer for one Raft instance. Only one may be open at a time.
 func (p *internalPort) raftLayer() raft.StreamLayer {
-	return &raftStreams{portListener{port: p, conns: p.raftConns, done: make(chan struct{})}}
+	return &raftStreams{p.listen(kindRaft)}
 }
 
 // Dial opens a Raft stream to "host:port", or to "server id@host:port", which
@@ -372,15 +393,14 @@ func (p *internalPort) serveHTTP(h http.Handler) {
 			return context.WithValue(ctx, peerKey{}, c.(*peerConn).peer)
 		},
 	}
+	l := p.listen(kindHTTP)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
 		return
 	}
 	p.server = server
-	p.wg.Go(func() {
-		server.Serve(&portListener{port: p, conns: p.httpConns, done: make(chan struct{})})
-	})
+	p.wg.Go(func() { server.Serve(l) })
 }
 
 // client returns the client for internal requests: http://host:raft_port/path.

@@ -62,6 +62,17 @@ func soon(d time.Duration, ok func() bool) bool {
 	return true
 }
 
+// receive takes a value from a channel, or fails.
+func receive[T any](t testing.TB, c <-chan T, what string) (v T) {
+	t.Helper()
+	select {
+	case v = <-c:
+	case <-time.After(testWait):
+		t.Fatalf("not after %v: %s", testWait, what)
+	}
+	return v
+}
+
 // links is the network between in-process nodes. Cutting a link from one node
 // to another fails what the first asks of the second and kills its connections.
 type links struct {
@@ -364,12 +375,12 @@ func TestPortCloses(t *testing.T) {
 		_, err := get(a, b.addr(), "/")
 		failed <- err
 	}()
-	<-asked
+	receive(t, asked, "the request arrives")
 	if err := b.close(); err != nil {
 		t.Error(err)
 	}
-	<-ended
-	if err := <-failed; err == nil {
+	receive(t, ended, "the handler's context ends")
+	if err := receive(t, failed, "the request ends"); err == nil {
 		t.Error("a request outlived the port")
 	}
 	if err := b.close(); err != nil {

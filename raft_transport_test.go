@@ -219,7 +219,7 @@ func TestTransportStalled(t *testing.T) {
 			t.Errorf("pipeline: error is %v, want %v", err, want)
 		}
 		if want == nil {
-			if (<-pipeline.Consumer()) != f || f.Error() != nil {
+			if receive(t, pipeline.Consumer(), "an answer") != f || f.Error() != nil {
 				t.Errorf("pipeline: answer is %v", f.Error())
 			}
 		}
@@ -411,7 +411,7 @@ func TestLargeEntries(t *testing.T) {
 		defer release()
 		for i := range entries {
 			if i == 1 { // the rest gathers behind the first and becomes one batch
-				<-peers[0].store.entered
+				receive(t, peers[0].store.entered, "the leader stores the first")
 			}
 			d := bytes.Repeat([]byte{byte(len(want))}, size)
 			want = append(want, d)
