@@ -19,7 +19,7 @@ import (
 
 // metrics is every number the process keeps, grouped by subject.
 type metrics struct {
-	series []series // immutable after newMetrics
+	series []metricSeries // immutable after newMetrics
 
 	http struct {
 		requests    [len(routeLabels)][len(classLabels)]counter `help:"Requests answered." label:"route,class"`
@@ -131,16 +131,16 @@ func (h *histogram) count() uint64 {
 	return n
 }
 
-// series is one metric with the labels it varies over.
-type series struct {
+// metricSeries is one metric with the labels it varies over.
+type metricSeries struct {
 	group, field string // snake case
 	help         string
 	labels       []string
-	points       []point
+	points       []metricPoint
 }
 
-// point is the metric at one choice of label values.
-type point struct {
+// metricPoint is the metric at one choice of label values.
+type metricPoint struct {
 	values []string // one for each label
 	metric any      // *counter, *gauge or *histogram
 }
@@ -156,7 +156,7 @@ func newMetrics() *metrics {
 		}
 		for j := range group.Type.NumField() {
 			field := group.Type.Field(j)
-			s := series{group: snake(group.Name), field: snake(field.Name), help: field.Tag.Get("help")}
+			s := metricSeries{group: snake(group.Name), field: snake(field.Name), help: field.Tag.Get("help")}
 			if l := field.Tag.Get("label"); l != "" {
 				s.labels = strings.Split(l, ",")
 			}
@@ -168,7 +168,7 @@ func newMetrics() *metrics {
 }
 
 // collect adds a point for v, or for each of its elements.
-func (s *series) collect(v reflect.Value, values []string) {
+func (s *metricSeries) collect(v reflect.Value, values []string) {
 	if v.Kind() == reflect.Array {
 		names := labelValues[s.labels[len(values)]]
 		for i := range v.Len() {
@@ -177,7 +177,7 @@ func (s *series) collect(v reflect.Value, values []string) {
 		return
 	}
 	p := v.Addr().UnsafePointer() // the fields are unexported: Interface would panic
-	s.points = append(s.points, point{values, reflect.NewAt(v.Type(), p).Interface()})
+	s.points = append(s.points, metricPoint{values, reflect.NewAt(v.Type(), p).Interface()})
 }
 
 // snake turns bodyBytes into body_bytes.
@@ -231,7 +231,7 @@ func (m *metrics) appendJSON(b []byte) []byte {
 	return append(b, "}}\n"...)
 }
 
-func (p point) empty() bool {
+func (p metricPoint) empty() bool {
 	switch m := p.metric.(type) {
 	case *counter:
 		return m.value() == 0
@@ -241,7 +241,7 @@ func (p point) empty() bool {
 	return false
 }
 
-func (p point) appendJSON(b []byte) []byte {
+func (p metricPoint) appendJSON(b []byte) []byte {
 	switch m := p.metric.(type) {
 	case *counter:
 		return strconv.AppendUint(b, m.value(), 10)
@@ -302,7 +302,7 @@ func (m *metrics) appendPrometheus(b []byte) []byte {
 }
 
 // labelText returns `route="entry",class="2xx"`, or "" without labels.
-func (s *series) labelText(p point) string {
+func (s *metricSeries) labelText(p metricPoint) string {
 	var parts []string
 	for i, l := range s.labels {
 		parts = append(parts, l+`="`+p.values[i]+`"`)
@@ -310,7 +310,7 @@ func (s *series) labelText(p point) string {
 	return strings.Join(parts, ",")
 }
 
-func (p point) appendPrometheus(b []byte, name, labels string) []byte {
+func (p metricPoint) appendPrometheus(b []byte, name, labels string) []byte {
 	braced := ""
 	if labels != "" {
 		braced = "{" + labels + "}"
