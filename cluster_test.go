@@ -274,11 +274,11 @@ func (c *testCluster) get(i int, key string) string {
 	if err != nil {
 		c.t.Fatalf("get %q from node %d: %v", key, i+1, err)
 	}
-	return readValue(c.t, &e)
+	return valueOf(c.t, &e)
 }
 
-// readValue reads all of an entry's value.
-func readValue(t testing.TB, e *entry) string {
+// valueOf reads all of an entry's value.
+func valueOf(t testing.TB, e *entry) string {
 	t.Helper()
 	b, err := io.ReadAll(io.NewSectionReader(e.value, 0, int64(e.header.size)))
 	if err != nil {

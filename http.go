@@ -46,7 +46,7 @@ type serverStore interface {
 	list(prefix, after []byte, limit int) ([]entry, bool, error)
 	size() uint64
 	waitSize(ctx context.Context, n uint64) error
-	openSegment(id string) (*os.File, segmentInfo, error)
+	sealedFile(id string) (*os.File, segmentInfo, error)
 	currentManifest() *manifest
 	pendingInfo() (first, count, bytes uint64)
 }

@@ -303,7 +303,7 @@ func (s *server) manifest(c *call) (reply, error) {
 
 // segment answers with the bytes of a sealed segment.
 func (s *server) segment(c *call) (reply, error) {
-	f, info, err := s.store.openSegment(string(c.key))
+	f, info, err := s.store.sealedFile(string(c.key))
 	if err != nil {
 		return reply{}, err
 	}

@@ -34,10 +34,10 @@ type importLine struct {
 	IfSeq       json.RawMessage `json:"if_seq"`
 }
 
-// appendOperation appends the operation that line describes, as one line. A
+// appendImported appends the operation that line describes, as one line. A
 // line that is not a JSON object is passed on as it is: the server answers it
 // with an error in its place.
-func appendOperation(b, line []byte) []byte {
+func appendImported(b, line []byte) []byte {
 	var l importLine
 	if json.Unmarshal(line, &l) != nil {
 		return append(append(b, line...), '\n')
@@ -125,7 +125,7 @@ func (j *importer) send(w io.Writer) error {
 		if !j.count(bytes.TrimSpace(line)) {
 			continue
 		}
-		op = appendOperation(op[:0], bytes.TrimSpace(line))
+		op = appendImported(op[:0], bytes.TrimSpace(line))
 		if _, err := out.Write(op); err != nil {
 			return err
 		}

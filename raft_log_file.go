@@ -168,7 +168,7 @@ func appendFrame(b []byte, seed uint32, f *logFrame, logs []*raft.Log) []byte {
 	start := len(b)
 	b = append(b, make([]byte, frameHeaderSize)...)
 	for _, l := range logs {
-		b = appendEntry(b, seed, l)
+		b = appendLogEntry(b, seed, l)
 	}
 	f.count, f.length = uint32(len(logs)), uint32(len(b)-start-frameHeaderSize)
 	h := b[start:]
@@ -274,8 +274,8 @@ func parseSpans(b []byte, f *logFrame, offset int64) ([]span, error) {
 	return spans, nil
 }
 
-// appendEntry appends l, padded.
-func appendEntry(b []byte, seed uint32, l *raft.Log) []byte {
+// appendLogEntry appends l, padded.
+func appendLogEntry(b []byte, seed uint32, l *raft.Log) []byte {
 	start := len(b)
 	b = binary.BigEndian.AppendUint64(b, l.Index)
 	b = binary.BigEndian.AppendUint64(b, l.Term)

@@ -57,7 +57,7 @@ func (n *node) proposeDue() error {
 	_, _, size := n.store.pendingInfo()
 	since, ok := n.store.pendingSince()
 	old := ok && n.o.now().Sub(time.UnixMilli(since)) >= n.o.sealAfter
-	if size >= n.o.segmentSize || old {
+	if size >= uint64(n.o.segmentSize) || old {
 		return n.proposeSeal()
 	}
 	return nil

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"slices"
 	"sort"
 	"strings"
@@ -361,10 +362,10 @@ func (s *store) size() uint64 {
 
 // pendingInfo returns the first seq, the entries and the bytes of the segment
 // that still grows.
-func (s *store) pendingInfo() (first, count uint64, size int64) {
+func (s *store) pendingInfo() (first, count, size uint64) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	return s.pending.first, uint64(len(s.pending.entries)), s.pending.bytes
+	return s.pending.first, uint64(len(s.pending.entries)), uint64(s.pending.bytes)
 }
 
 // pendingSince returns the time of the oldest pending entry in Unix ms; ok is
@@ -409,6 +410,22 @@ func (s *store) segmentByID(id string) (*segmentFile, segmentInfo, error) {
 		}
 	}
 	return nil, segmentInfo{}, fmt.Errorf("segment %q: %w", id, errNotFound)
+}
+
+// sealedFile opens the file of a confirmed segment for the caller to close.
+func (s *store) sealedFile(id string) (*os.File, segmentInfo, error) {
+	_, info, err := s.segmentByID(id)
+	if err != nil {
+		return nil, info, err
+	}
+	f, err := os.Open(s.segmentPath(info))
+	return f, info, err
+}
+
+// currentManifest returns the manifest as clients see it: confirmed segments only.
+func (s *store) currentManifest() *manifest {
+	m := s.manifest.Load()
+	return &manifest{m.version, m.confirmed, m.shown()}
 }
 
 // checkpoint returns D with everything that belongs to it.
