@@ -232,7 +232,7 @@ func loadConfig(file string, env []string, flags []setting, bootstrap bool) (*co
 	if file != "" {
 		data, err := os.ReadFile(file)
 		if err != nil {
-			l.faults = append(l.faults, fault{place{source: sourceFile, name: file}, "reading the configuration: " + reason(err)})
+			l.faults = append(l.faults, fault{origin{source: sourceFile, name: file}, "reading the configuration: " + reason(err)})
 		} else {
 			l.assignAll(l.readTOML(file, data))
 		}

@@ -29,14 +29,14 @@ const (
 	sourceFlag
 )
 
-// place is where a setting stands, as the reader of a report finds it.
-type place struct {
+// origin is where a setting stands, as the reader of a report finds it.
+type origin struct {
 	source source
 	name   string // file, variable or flag
 	line   int    // in a file, from 1; 0 = the whole
 }
 
-func (p place) String() string {
+func (p origin) String() string {
 	if p.line > 0 {
 		return fmt.Sprintf("%s:%d", p.name, p.line)
 	}
@@ -45,10 +45,10 @@ func (p place) String() string {
 
 // setting is one value somebody gave for one key.
 type setting struct {
-	key   string // such as storage.s3.bucket
-	place place
-	value any    // int64, bool, string, []string; textValue; or otherValue
-	shown string // the value as it was written
+	key    string // such as storage.s3.bucket
+	origin origin
+	value  any    // int64, bool, string, []string; textValue; or otherValue
+	shown  string // the value as it was written
 }
 
 // textValue is a value from the environment or a flag: its type is the key's.
@@ -59,8 +59,8 @@ type otherValue struct{}
 
 // fault is one thing wrong with the configuration.
 type fault struct {
-	place place
-	text  string
+	origin origin
+	text   string
 }
 
 // configError is everything that is wrong, in the order of files and lines.
@@ -69,7 +69,7 @@ type configError []fault
 func (e configError) Error() string {
 	lines := make([]string, len(e))
 	for i, f := range e {
-		lines[i] = f.place.String() + ": " + f.text
+		lines[i] = f.origin.String() + ": " + f.text
 	}
 	return strings.Join(lines, "\n")
 }
@@ -85,9 +85,9 @@ type configField struct {
 type configLoader struct {
 	config   *config
 	fields   map[string]configField
-	sections map[string]bool  // known tables; false = it has no keys yet
-	places   map[string]place // where each key was set last
-	bad      map[string]bool  // keys whose value could not be taken
+	sections map[string]bool   // known tables; false = it has no keys yet
+	origins  map[string]origin // where each key was set last
+	bad      map[string]bool   // keys whose value could not be taken
 	faults   configError
 }
 
@@ -97,7 +97,7 @@ func newConfigLoader(c *config) *configLoader {
 		config:   c,
 		fields:   make(map[string]configField),
 		sections: make(map[string]bool),
-		places:   make(map[string]place),
+		origins:  make(map[string]origin),
 		bad:      make(map[string]bool),
 	}
 	l.addFields("", reflect.ValueOf(c).Elem(), false)
@@ -139,7 +139,7 @@ func (l *configLoader) readTOML(name string, data []byte) []setting {
 	var first *toml.DecodeError // the decoder stops there
 	if errors.As(toml.Unmarshal(data, &whole), &first) {
 		line, _ := first.Position()
-		if !slices.ContainsFunc(l.faults, func(f fault) bool { return f.place.line == line }) {
+		if !slices.ContainsFunc(l.faults, func(f fault) bool { return f.origin.line == line }) {
 			w.refuse(line, strings.TrimPrefix(first.Error(), "toml: "))
 		}
 	}
@@ -194,7 +194,7 @@ func (w *tomlWalk) keyValue(prefix string, e *unstable.Node) {
 	default:
 		w.first[key] = line
 		v, shown := w.value(value)
-		w.settings = append(w.settings, setting{key, place{sourceFile, w.name, line}, v, shown})
+		w.settings = append(w.settings, setting{key, origin{sourceFile, w.name, line}, v, shown})
 	}
 }
 
@@ -243,7 +243,7 @@ func (w *tomlWalk) value(n *unstable.Node) (v any, shown string) {
 
 // refuse adds a fault on a line of the file.
 func (w *tomlWalk) refuse(line int, text string) {
-	w.loader.faults = append(w.loader.faults, fault{place{sourceFile, w.name, line}, text})
+	w.loader.faults = append(w.loader.faults, fault{origin{sourceFile, w.name, line}, text})
 }
 
 // readEnv returns the settings among the variables of env ("NAME=value"). A
@@ -257,7 +257,7 @@ func (l *configLoader) readEnv(env []string) []setting {
 	var settings []setting
 	for _, pair := range env {
 		name, value, _ := strings.Cut(pair, "=")
-		at := place{source: sourceEnv, name: name}
+		at := origin{source: sourceEnv, name: name}
 		if key, ok := keys[name]; ok {
 			settings = append(settings, setting{key, at, textValue(value), strconv.Quote(value)})
 		} else if section := l.sectionOf(name); section != "" {
@@ -305,10 +305,10 @@ func (l *configLoader) assignAll(settings []setting) {
 func (l *configLoader) assign(s setting) {
 	f, ok := l.fields[s.key]
 	if !ok {
-		l.faults = append(l.faults, fault{s.place, l.unknown(s.key, "key "+s.key)})
+		l.faults = append(l.faults, fault{s.origin, l.unknown(s.key, "key "+s.key)})
 		return
 	}
-	l.places[s.key] = s.place
+	l.origins[s.key] = s.origin
 	if f.later && !slices.Contains(l.config.unserved, s.key) {
 		l.config.unserved = append(l.config.unserved, s.key)
 	}
@@ -320,7 +320,7 @@ func (l *configLoader) assign(s setting) {
 		s.shown = "another (not shown)"
 	}
 	l.bad[s.key] = true
-	l.faults = append(l.faults, fault{s.place, fmt.Sprintf("%s: want %s, got %s", s.key, want, s.shown)})
+	l.faults = append(l.faults, fault{s.origin, fmt.Sprintf("%s: want %s, got %s", s.key, want, s.shown)})
 }
 
 // set stores v in the field. If v has the wrong type or is out of range it
@@ -405,18 +405,18 @@ func (l *configLoader) check(ok bool, got any, want string, keys ...string) {
 	}
 	key := keys[0]
 	for _, k := range keys {
-		if _, set := l.places[k]; set {
+		if _, set := l.origins[k]; set {
 			key = k
 			break
 		}
 	}
-	l.faults = append(l.faults, fault{l.places[key], fmt.Sprintf("%s: want %s, got %v", keys[0], want, got)})
+	l.faults = append(l.faults, fault{l.origins[key], fmt.Sprintf("%s: want %s, got %v", keys[0], want, got)})
 }
 
 // report returns the faults in the order of sources and lines.
 func (l *configLoader) report() configError {
 	slices.SortStableFunc(l.faults, func(a, b fault) int {
-		return cmp.Or(cmp.Compare(a.place.source, b.place.source), cmp.Compare(a.place.line, b.place.line))
+		return cmp.Or(cmp.Compare(a.origin.source, b.origin.source), cmp.Compare(a.origin.line, b.origin.line))
 	})
 	return l.faults
 }

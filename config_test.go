@@ -23,7 +23,7 @@ func writeConfig(t *testing.T, text string) string {
 
 // flagText returns the setting that a flag gives.
 func flagText(flag, key, value string) setting {
-	return setting{key, place{source: sourceFlag, name: flag}, textValue(value), `"` + value + `"`}
+	return setting{key, origin{source: sourceFlag, name: flag}, textValue(value), `"` + value + `"`}
 }
 
 // faultsOf loads a configuration and returns its faults, with the path of the file as FILE.
@@ -408,7 +408,7 @@ func FuzzConfig(f *testing.F) {
 		l.config.settleExpect()
 		l.validate()
 		for _, fault := range l.report() {
-			if fault.place.name == "" {
+			if fault.origin.name == "" {
 				t.Errorf("fault without a place: %s", fault.text)
 			}
 		}

@@ -38,7 +38,7 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // so that a second signal ends the process at once
-	os.Exit(run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr, os.Environ()))
+	os.Exit(runCommand(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr, os.Environ()))
 }
 
 // The exit codes of API.md.
@@ -97,9 +97,9 @@ func commands() []command {
 	}
 }
 
-// run executes one command line and returns the exit code. An error is told in
+// runCommand executes one command line and returns the exit code. An error is told in
 // one line on stderr; several faults of a configuration take a line each.
-func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer, env []string) int {
+func runCommand(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer, env []string) int {
 	p := &program{stdin, stdout, stderr, env, time.Now}
 	err := p.dispatch(ctx, args)
 	if err == nil || errors.Is(err, flag.ErrHelp) {

@@ -10,7 +10,7 @@ import (
 )
 
 func TestBench(t *testing.T) {
-	f, env := newFake(t)
+	f, env := newCLIServer(t)
 	for _, test := range []struct {
 		args     string
 		requests int

@@ -22,31 +22,31 @@ import (
 	"unicode/utf8"
 )
 
-// fakeLedger speaks the rows of API.md that the client commands need.
-type fakeLedger struct {
+// cliServer speaks the rows of API.md that the client commands need.
+type cliServer struct {
 	t    *testing.T
 	mu   sync.Mutex
-	list []fakeEntry
+	list []cliEntry
 	page int // entries of a page or stream; 0 = no limit
 	cut  int // streams of entries that break off after two lines and a half
 	hits []string
 }
 
-type fakeEntry struct {
+type cliEntry struct {
 	key, value, op, contentType string
 	version                     int
 }
 
 // newFake starts a fake ledger and returns the environment that points to it.
-func newFake(t *testing.T) (*fakeLedger, []string) {
-	f := &fakeLedger{t: t}
+func newCLIServer(t *testing.T) (*cliServer, []string) {
+	f := &cliServer{t: t}
 	s := httptest.NewServer(f)
 	t.Cleanup(s.Close)
 	return f, []string{"SCRIBE_URL=" + s.URL + "/"}
 }
 
 // fail answers with an error.
-func (f *fakeLedger) fail(w http.ResponseWriter, status int, code, message string) {
+func (f *cliServer) fail(w http.ResponseWriter, status int, code, message string) {
 	if status != http.StatusOK {
 		w.WriteHeader(status)
 	}
@@ -54,7 +54,7 @@ func (f *fakeLedger) fail(w http.ResponseWriter, status int, code, message strin
 }
 
 // newest returns the newest entry of a key, or -1.
-func (f *fakeLedger) newest(key string) int {
+func (f *cliServer) newest(key string) int {
 	for seq := len(f.list) - 1; seq >= 0; seq-- {
 		if f.list[seq].key == key {
 			return seq
@@ -64,12 +64,12 @@ func (f *fakeLedger) newest(key string) int {
 }
 
 // add appends an entry and returns it as JSON.
-func (f *fakeLedger) add(op, key, value, contentType string) string {
+func (f *cliServer) add(op, key, value, contentType string) string {
 	version := 1
 	if seq := f.newest(key); seq >= 0 {
 		version = f.list[seq].version + 1
 	}
-	f.list = append(f.list, fakeEntry{key, value, op, contentType, version})
+	f.list = append(f.list, cliEntry{key, value, op, contentType, version})
 	return f.json(len(f.list)-1, false)
 }
 
@@ -83,7 +83,7 @@ func name(field, s string) string {
 }
 
 // json returns an entry as JSON.
-func (f *fakeLedger) json(seq int, values bool) string {
+func (f *cliServer) json(seq int, values bool) string {
 	e := f.list[seq]
 	text := fmt.Sprintf(`{"seq":%d,%s,"op":%q,"version":%d,"prev":null,"time":"2026-11-22T15:00:00.123Z","size":%d,"sha256":"%x","content_type":%q,"author":"","region":"","leaf_hash":"00"`,
 		seq, name("key", e.key), e.op, e.version, len(e.value), sha256.Sum256([]byte(e.value)), e.contentType)
@@ -93,7 +93,7 @@ func (f *fakeLedger) json(seq int, values bool) string {
 	return text + "}"
 }
 
-func (f *fakeLedger) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (f *cliServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.hits = append(f.hits, r.Method+" "+r.RequestURI)
@@ -119,7 +119,7 @@ func (f *fakeLedger) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func (f *fakeLedger) serveKey(w http.ResponseWriter, r *http.Request, key string) {
+func (f *cliServer) serveKey(w http.ResponseWriter, r *http.Request, key string) {
 	seq := f.newest(key)
 	live := seq >= 0 && f.list[seq].op == "put"
 	switch r.Method {
@@ -158,7 +158,7 @@ func (f *fakeLedger) serveKey(w http.ResponseWriter, r *http.Request, key string
 	}
 }
 
-func (f *fakeLedger) serveHistory(w http.ResponseWriter, key string, query url.Values) {
+func (f *cliServer) serveHistory(w http.ResponseWriter, key string, query url.Values) {
 	before := len(f.list)
 	if text := query.Get("before"); text != "" {
 		before, _ = strconv.Atoi(text)
@@ -177,7 +177,7 @@ func (f *fakeLedger) serveHistory(w http.ResponseWriter, key string, query url.V
 	fmt.Fprintf(w, `{%s,"versions":[%s],"next":%s}`, name("key", key), strings.Join(versions, ","), next)
 }
 
-func (f *fakeLedger) serveKeys(w http.ResponseWriter, query url.Values) {
+func (f *cliServer) serveKeys(w http.ResponseWriter, query url.Values) {
 	after := query.Get("after")
 	if text := query.Get("after_base64"); text != "" {
 		raw, _ := base64.StdEncoding.DecodeString(text)
@@ -202,7 +202,7 @@ func (f *fakeLedger) serveKeys(w http.ResponseWriter, query url.Values) {
 }
 
 // serveBatch answers each line at once, while the request still comes in.
-func (f *fakeLedger) serveBatch(w http.ResponseWriter, r *http.Request) {
+func (f *cliServer) serveBatch(w http.ResponseWriter, r *http.Request) {
 	if r.Header.Get("Content-Type") != "application/x-ndjson" {
 		f.fail(w, 400, "bad_request", "content type")
 		return
@@ -232,7 +232,7 @@ func (f *fakeLedger) serveBatch(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func (f *fakeLedger) serveEntries(w http.ResponseWriter, query url.Values) {
+func (f *cliServer) serveEntries(w http.ResponseWriter, query url.Values) {
 	from, _ := strconv.Atoi(query.Get("from"))
 	lines := 0
 	for seq := from; seq < len(f.list); seq++ {
@@ -266,14 +266,14 @@ func expect(t *testing.T, env []string, stdin string, code int, stdout, stderr s
 func shaOf(s string) string { return fmt.Sprintf("%x", sha256.Sum256([]byte(s))) }
 
 func TestClientPutGetRemove(t *testing.T) {
-	f, env := newFake(t)
+	f, env := newCLIServer(t)
 	folder := t.TempDir()
 	file := filepath.Join(folder, "value")
 	if err := os.WriteFile(file, []byte("from a file"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	expect(t, env, "piped", 0, "seq 0, version 1, sha256 "+shaOf("piped")+"\n", "", "put", "a/b", "--content-type", "text/plain")
-	if f.list[0] != (fakeEntry{"a/b", "piped", "put", "text/plain", 1}) {
+	if f.list[0] != (cliEntry{"a/b", "piped", "put", "text/plain", 1}) {
 		t.Errorf("entry is %+v", f.list[0])
 	}
 	expect(t, env, "", 0, "seq 1, version 2, sha256 "+shaOf("from a file")+"\n", "", "put", "a/b", file)
@@ -301,7 +301,7 @@ func TestClientPutGetRemove(t *testing.T) {
 
 // TestClientKeys: a key reaches the server byte by byte.
 func TestClientKeys(t *testing.T) {
-	f, env := newFake(t)
+	f, env := newCLIServer(t)
 	keys := []string{"a//b", "a/../b", "a/", ".", "..", "%00", "ключ", "a b?c#d", "\xff\x00\n", "health", "x=1&y=%2F", "+", "-"}
 	for i, key := range keys {
 		expect(t, env, "v", 0, fmt.Sprintf("seq %d, version 1, sha256 %s\n", i, shaOf("v")), "", "put", "--", key)
@@ -328,7 +328,7 @@ func TestClientKeys(t *testing.T) {
 }
 
 func TestClientHistoryAndStatus(t *testing.T) {
-	f, env := newFake(t)
+	f, env := newCLIServer(t)
 	for i := range 5 {
 		f.add("put", "k", strconv.Itoa(i), "text/plain")
 	}
@@ -364,7 +364,7 @@ func TestClientHistoryAndStatus(t *testing.T) {
 }
 
 func TestClientDamagedAnswers(t *testing.T) {
-	f, env := newFake(t)
+	f, env := newCLIServer(t)
 	f.add("put", "damaged", "value", "")
 	path := filepath.Join(t.TempDir(), "out")
 	code, _, stderr := runText(t, "", env, "get", "damaged", "-o", path)
@@ -405,7 +405,7 @@ func TestClientDamagedAnswers(t *testing.T) {
 }
 
 func TestImport(t *testing.T) {
-	f, env := newFake(t)
+	f, env := newCLIServer(t)
 	in := `{"op":"put","key":"a","value":"1"}
 ` + "\n  \n" + `{"seq":9,"key":"b","op":"put","version":3,"prev":null,"time":"2026-11-22T15:00:00Z","sha256":"00","content_type":"text/plain","value_base64":"/w==","author":"x"}
 {"op":"put","key":"a","value":"2","if_absent":true}
@@ -421,7 +421,7 @@ not json
 			t.Errorf("stderr lacks %q:\n%s", want, stderr)
 		}
 	}
-	want := []fakeEntry{{"a", "1", "put", "", 1}, {"b", "\xff", "put", "text/plain", 1}, {"a", "", "delete", "", 2}}
+	want := []cliEntry{{"a", "1", "put", "", 1}, {"b", "\xff", "put", "text/plain", 1}, {"a", "", "delete", "", 2}}
 	if !slices.Equal(f.list, want) {
 		t.Errorf("ledger is %+v, want %+v", f.list, want)
 	}
@@ -442,11 +442,11 @@ not json
 
 // TestImportStreams: lines are applied while the producer still thinks.
 func TestImportStreams(t *testing.T) {
-	_, env := newFake(t)
+	_, env := newCLIServer(t)
 	in, feed := io.Pipe()
 	var stderr bytes.Buffer
 	ended := make(chan int, 1)
-	go func() { ended <- run(t.Context(), []string{"import", "-"}, in, io.Discard, &stderr, env) }()
+	go func() { ended <- runCommand(t.Context(), []string{"import", "-"}, in, io.Discard, &stderr, env) }()
 	io.WriteString(feed, "{\"op\":\"put\",\"key\":\"a\",\"value\":\"1\"}\n")
 	// The reply comes with the first line; only then is the rest written.
 	io.WriteString(feed, "{\"op\":\"put\",\"key\":\"b\",\"value\":\"2\"}\n")
@@ -462,7 +462,7 @@ func TestImportStreams(t *testing.T) {
 }
 
 func TestExport(t *testing.T) {
-	f, env := newFake(t)
+	f, env := newCLIServer(t)
 	for i := range 20 {
 		f.add("put", fmt.Sprintf("k%d/%d", i%2, i), strings.Repeat("v", i), "text/plain")
 	}
@@ -500,7 +500,7 @@ func TestExport(t *testing.T) {
 	}
 
 	// What was exported can be imported, and comes out the same.
-	g, other := newFake(t)
+	g, other := newCLIServer(t)
 	if code, _, stderr := runText(t, "", other, "import", file); code != 0 {
 		t.Errorf("import: %d, %s", code, stderr)
 	}
@@ -512,7 +512,7 @@ func TestExport(t *testing.T) {
 // TestExportResumes: streams that break off in the middle of a line are taken
 // up again; nothing is lost or doubled. The pause between is not waited for.
 func TestExportResumes(t *testing.T) {
-	f, env := newFake(t)
+	f, env := newCLIServer(t)
 	var want string
 	for i := range 20 {
 		f.add("put", strconv.Itoa(i), "v", "")

@@ -21,9 +21,9 @@ import (
 // shownErrors is how many failed lines import prints one by one.
 const shownErrors = 10
 
-// operationFields are what POST /batch takes of a line; the other fields of an
+// importFields are what POST /batch takes of a line; the other fields of an
 // exported entry (seq, time, …) belong to the ledger it came from.
-type operationFields struct {
+type importFields struct {
 	Op          json.RawMessage `json:"op"`
 	Key         json.RawMessage `json:"key"`
 	KeyBase64   json.RawMessage `json:"key_base64"`
@@ -34,10 +34,10 @@ type operationFields struct {
 	IfSeq       json.RawMessage `json:"if_seq"`
 }
 
-// appendOperation appends the operation that line describes, as one line. A
+// appendImported appends the operation that line describes, as one line. A
 // line that is not a JSON object is passed on as it is: the server answers it
 // with an error in its place. room is for the fields and may be used again.
-func appendOperation(b, line []byte, room *operationFields) []byte {
+func appendImported(b, line []byte, room *importFields) []byte {
 	fields := [...]struct {
 		name  string
 		value *json.RawMessage
@@ -109,7 +109,7 @@ func (p *program) importLines(ctx context.Context, args []string) error {
 func (j *importer) send(w io.Writer) error {
 	out := bufio.NewWriterSize(w, 64<<10)
 	var line, op []byte
-	var room operationFields
+	var room importFields
 	for {
 		if j.in.Buffered() == 0 {
 			if err := out.Flush(); err != nil {
@@ -128,7 +128,7 @@ func (j *importer) send(w io.Writer) error {
 		if !j.count(bytes.TrimSpace(line)) {
 			continue
 		}
-		op = appendOperation(op[:0], bytes.TrimSpace(line), &room)
+		op = appendImported(op[:0], bytes.TrimSpace(line), &room)
 		if _, err := out.Write(op); err != nil {
 			return err
 		}

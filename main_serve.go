@@ -54,7 +54,7 @@ func flagSettings(flags *flag.FlagSet) []setting {
 	flags.Visit(func(f *flag.Flag) {
 		if key, ok := keys[f.Name]; ok {
 			value := f.Value.String()
-			settings = append(settings, setting{key, place{source: sourceFlag, name: "--" + f.Name}, textValue(value), fmt.Sprintf("%q", value)})
+			settings = append(settings, setting{key, origin{source: sourceFlag, name: "--" + f.Name}, textValue(value), fmt.Sprintf("%q", value)})
 		}
 	})
 	return settings
@@ -126,7 +126,7 @@ func serveOnce(ctx context.Context, ln net.Listener, logger *slog.Logger, start 
 
 // startNode opens the node and serves clients on ln.
 func (p *program) startNode(c *config, ln net.Listener, logger *slog.Logger) (*service, error) {
-	m := new(metrics)
+	m := newMetrics()
 	url := c.httpURL(ln.Addr().(*net.TCPAddr).Port)
 	n, err := openNode(nodeOptionsFrom(c, url, logger, m))
 	if err != nil {

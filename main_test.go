@@ -25,7 +25,7 @@ func runText(t *testing.T, stdin string, env []string, args ...string) (code int
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	var out, errs bytes.Buffer
-	code = run(ctx, args, strings.NewReader(stdin), &out, &errs, env)
+	code = runCommand(ctx, args, strings.NewReader(stdin), &out, &errs, env)
 	return code, out.String(), errs.String()
 }
 
@@ -90,14 +90,14 @@ func TestRunConfigFaults(t *testing.T) {
 	}
 }
 
-// lineWriter hands on what is written to it line by line.
-type lineWriter struct {
+// recordWriter hands on what is written to it line by line.
+type recordWriter struct {
 	mu    sync.Mutex
 	buf   bytes.Buffer
 	lines chan string
 }
 
-func (w *lineWriter) Write(p []byte) (int, error) {
+func (w *recordWriter) Write(p []byte) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.buf.Write(p)
@@ -127,9 +127,9 @@ func TestServe(t *testing.T) {
 	defer cancel()
 	env := []string{"SCRIBE_NETWORK_LISTEN_ADDR=127.0.0.1:0", fmt.Sprintf("SCRIBE_NETWORK_RAFT_PORT=%d", freePort(t)),
 		"SCRIBE_NODE_DATA_DIR=" + filepath.Join(t.TempDir(), "data"), "SCRIBE_STORAGE_S3_BUCKET=b"}
-	stderr := &lineWriter{lines: make(chan string, 1000)}
+	stderr := &recordWriter{lines: make(chan string, 1000)}
 	ended := make(chan int, 1)
-	go func() { ended <- run(ctx, nil, strings.NewReader(""), io.Discard, stderr, env) }()
+	go func() { ended <- runCommand(ctx, nil, strings.NewReader(""), io.Discard, stderr, env) }()
 
 	var url string
 	warned := false
