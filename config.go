@@ -83,7 +83,7 @@ type storageConfig struct {
 	// "10m". Default 10m, 100ms to 720h.
 	SealAfter time.Duration `toml:"seal_after"`
 	// Bytes of memory for values read from segments. Default 256 MiB; 0 = none.
-	MaxCacheSize int64 `toml:"max_cache_size" min:"0" max:"1099511627776"`
+	MaxCacheSize int64 `toml:"max_cache_size" min:"0" max:"1099511627776" later:"true"`
 	// Bytes of the largest value a client may write. Default 32 MiB, so that 64
 	// such uploads at once fit into 1.5 GiB; 1 KiB to 1 GiB.
 	MaxValueSize int64 `toml:"max_value_size" min:"1024" max:"1073741824"`

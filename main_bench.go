@@ -376,8 +376,7 @@ func (r *benchResult) countLines(body io.Reader) error {
 			return err
 		}
 		r.bytes += int64(len(line))
-		var e *serverError
-		if errors.As(resultError(line), &e) {
+		if e := resultError(line); e != nil {
 			r.errors[e.Code]++
 		} else {
 			r.entries++

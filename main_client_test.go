@@ -416,7 +416,7 @@ not json
 		t.Errorf("exit code %d, stdout %q", code, stdout)
 	}
 	for _, want := range []string{"line 5: precondition_failed: a exists\n", "line 6: bad_request: ", "imported 3 entries in ",
-		"scribe-ledger: 2 of 5 lines were not applied\n"} {
+		"scribe-ledger: 2 of 5 lines failed: bad_request:1 precondition_failed:1\n"} {
 		if !strings.Contains(stderr, want) {
 			t.Errorf("stderr lacks %q:\n%s", want, stderr)
 		}
@@ -429,7 +429,7 @@ not json
 
 	// Ten errors are shown, all are counted.
 	_, _, stderr = runText(t, strings.Repeat("{x\n", 25), env, "import", "-")
-	if got := strings.Count(stderr, "line "); got != 10 || !strings.Contains(stderr, "25 of 25 lines were not applied") {
+	if got := strings.Count(stderr, "line "); got != 10 || !strings.Contains(stderr, "25 of 25 lines failed: bad_request:25") {
 		t.Errorf("showed %d errors:\n%s", got, stderr)
 	}
 

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -183,6 +184,7 @@ func (p *program) readResults(job *importer, results io.Reader, size int64) erro
 	r := bufio.NewReaderSize(results, 64<<10)
 	var line []byte
 	var done, failed, blanks int64
+	codes := make(map[string]int)
 	for ; ; done++ {
 		var err error
 		if line, err = readLine(r, line); errors.Is(err, io.EOF) {
@@ -194,6 +196,7 @@ func (p *program) readResults(job *importer, results io.Reader, size int64) erro
 		number := job.lineOf(done, &blanks)
 		if e := resultError(line); e != nil {
 			failed++
+			codes[e.Code]++
 			if failed <= shownErrors {
 				progress.clear()
 				fmt.Fprintf(p.stderr, "line %d: %s\n", number, e)
@@ -206,7 +209,8 @@ func (p *program) readResults(job *importer, results io.Reader, size int64) erro
 		return fmt.Errorf("reply ended after line %d, later lines may or may not be applied", job.lineOf(done-1, &blanks))
 	}
 	if failed > 0 {
-		return fmt.Errorf("%d of %d lines were not applied", failed, done)
+		// Not "were not applied": of an unknown_outcome nobody can say that.
+		return fmt.Errorf("%d of %d lines failed: %s", failed, done, strings.Trim(fmt.Sprint(codes), "map[]"))
 	}
 	return nil
 }
@@ -219,14 +223,11 @@ func (j *importer) total() int64 {
 }
 
 // resultError returns the error that a line of the reply holds, or nil.
-func resultError(line []byte) error {
+func resultError(line []byte) *serverError {
 	if !bytes.Contains(line, []byte(`"error"`)) {
 		return nil
 	}
-	if e := parseServerError(line); e != nil {
-		return e
-	}
-	return nil
+	return parseServerError(line)
 }
 
 // progress tells how far a long command is: in one line that changes on a
