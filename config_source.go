@@ -45,10 +45,10 @@ func (p origin) String() string {
 
 // setting is one value somebody gave for one key.
 type setting struct {
-	key   string // such as storage.s3.bucket
+	key    string // such as storage.s3.bucket
 	origin origin
-	value any    // int64, bool, string, []string; textValue; or otherValue
-	shown string // the value as it was written
+	value  any    // int64, bool, string, []string; textValue; or otherValue
+	shown  string // the value as it was written
 }
 
 // textValue is a value from the environment or a flag: its type is the key's.
@@ -60,7 +60,7 @@ type otherValue struct{}
 // fault is one thing wrong with the configuration.
 type fault struct {
 	origin origin
-	text  string
+	text   string
 }
 
 // configError is everything that is wrong, in the order of files and lines.
@@ -85,9 +85,9 @@ type configField struct {
 type configLoader struct {
 	config   *config
 	fields   map[string]configField
-	sections map[string]bool  // known tables; false = it has no keys yet
+	sections map[string]bool   // known tables; false = it has no keys yet
 	places   map[string]origin // where each key was set last
-	bad      map[string]bool  // keys whose value could not be taken
+	bad      map[string]bool   // keys whose value could not be taken
 	faults   configError
 }
 
