@@ -428,6 +428,13 @@ func mergedRecords(ctx context.Context, runs []*run, pause func(context.Context)
 	}
 }
 
+// all yields every record of the index in the order of the format, for a scrub.
+// It reads and checks every block, and works at most half of the time.
+func (x *keyIndex) all(ctx context.Context) iter.Seq2[indexRecord, error] {
+	p := pacer{turn: time.Now()}
+	return mergedRecords(ctx, *x.list.Load(), p.rest)
+}
+
 // pacer makes background work rest as long as it worked, in turns of about a
 // millisecond, so that on few cores requests do not queue behind a merge.
 type pacer struct{ turn time.Time }

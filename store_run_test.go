@@ -73,11 +73,11 @@ func equalRecords(a, b []indexRecord) bool {
 }
 
 // goldenRecords are those of testdata/run-1.run: seqs from 1000, keys with
-// common prefixes, keys of one byte and of 1,024, one with 60 versions.
+// common prefixes, keys of one byte and of 1,024, one with 100 versions.
 func goldenRecords() []indexRecord {
 	var records []indexRecord
 	versions := make(map[string]uint64)
-	for i := range 200 {
+	for i := range 300 {
 		key := fmt.Sprintf("orders/2026/%03d", i*i%97)
 		switch {
 		case i%3 == 0:
@@ -113,7 +113,7 @@ func goldenRun(t testing.TB) ([]byte, runInfo) {
 	return b, runInfo{
 		level: goldenLevel,
 		first: 1000,
-		last:  1199,
+		last:  1299,
 		keys:  binary.BigEndian.Uint64(b[len(b)-56:]),
 		size:  int64(len(b)),
 		sum:   sha256.Sum256(b[len(b)-56:]),
@@ -139,7 +139,7 @@ func TestRunGolden(t *testing.T) {
 	if info != want {
 		t.Errorf("info is %+v, want %+v", info, want)
 	}
-	if want := "2-00000000000000001000-00000000000000001199.run"; info.name() != want {
+	if want := "2-00000000000000001000-00000000000000001299.run"; info.name() != want {
 		t.Errorf("name is %s, want %s", info.name(), want)
 	}
 	r, err := loadRun(bytes.NewReader(golden), want)
@@ -168,17 +168,20 @@ func TestRunByHand(t *testing.T) {
 	check("format", u32(b[8:]), uint32(1))
 	check("level", u32(b[12:]), uint32(2))
 	check("first", u64(b[16:]), uint64(1000))
-	check("last", u64(b[24:]), uint64(1199))
+	check("last", u64(b[24:]), uint64(1299))
 	f := b[len(b)-56:]
 	indexAt, filterAt, blocks := u64(f[16:]), u64(f[24:]), u32(f[32:])
 	index, filter := b[indexAt:filterAt], b[filterAt:len(b)-56]
-	check("records", u64(f[8:]), uint64(200))
+	check("records", u64(f[8:]), uint64(300))
 	check("CRC of index", u32(f[36:]), crc(index))
 	check("CRC of filter", u32(f[40:]), crc(filter))
 	check("CRC of header", u32(f[44:]), crc(b[:32]))
 	check("CRC of footer", u32(f[48:]), crc(f[:48]))
 	check("end magic", string(f[52:]), "REND")
 
+	if blocks < 3 {
+		t.Errorf("%d blocks, want some", blocks)
+	}
 	var got []indexRecord
 	keys, end := make(map[string]bool), uint64(32)
 	for range blocks {
@@ -435,7 +438,7 @@ func TestRunSeek(t *testing.T) {
 }
 
 func TestKeyFilter(t *testing.T) {
-	const keys = 200_000
+	const keys = 50_000
 	rnd := rand.New(rand.NewPCG(1, 2))
 	f := make(keyFilter, filterSize(keys))
 	for i := range keys {
