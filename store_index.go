@@ -50,7 +50,11 @@ type keyIndex struct {
 // crashes left in dir. If a run is damaged or missing the error is a *runError
 // that wraps errCorrupt: rebuildRun, then open again.
 func openIndex(dir string, runs []runInfo, log *slog.Logger) (*keyIndex, error) {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	err := os.MkdirAll(dir, 0o755)
+	if err == nil {
+		err = syncRunDir(filepath.Dir(dir))
+	}
+	if err != nil {
 		return nil, fmt.Errorf("opening index: %w", err)
 	}
 	x := &keyIndex{dir: dir, log: log}
@@ -69,9 +73,9 @@ func openIndex(dir string, runs []runInfo, log *slog.Logger) (*keyIndex, error) 
 	return x, nil
 }
 
-// close closes all files; look-ups fail from then on.
+// close closes all files; look-ups that need one fail from then on.
 func (x *keyIndex) close() {
-	for _, r := range *x.list.Swap(new([]*run)) {
+	for _, r := range *x.list.Load() {
 		r.src.(*os.File).Close()
 	}
 }
@@ -439,13 +443,16 @@ func (x *keyIndex) all(ctx context.Context) iter.Seq2[indexRecord, error] {
 // millisecond, so that on few cores requests do not queue behind a merge.
 type pacer struct{ turn time.Time }
 
+// pacerLongest is the longest rest: a turn that took longer waited for the disk.
+const pacerLongest = 50 * time.Millisecond
+
 // rest returns ctx's error when ctx ends.
 func (p *pacer) rest(ctx context.Context) error {
 	worked := time.Since(p.turn)
 	if worked >= time.Millisecond {
 		select {
 		case <-ctx.Done():
-		case <-time.After(worked):
+		case <-time.After(min(worked, pacerLongest)):
 		}
 		p.turn = time.Now()
 	}

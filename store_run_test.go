@@ -82,8 +82,8 @@ func goldenRecords() []indexRecord {
 		switch {
 		case i%3 == 0:
 			key = "hot"
-		case i%50 == 1:
-			key = strings.Repeat(string(rune('a'+i/50)), maxKeySize)
+		case i%30 == 1:
+			key = strings.Repeat(string(rune('a'+i/30)), maxKeySize)
 		case i == 20:
 			key = "\x00"
 		case i == 40:
@@ -271,6 +271,7 @@ func wantDamaged(t *testing.T, err error, info runInfo, what string) {
 }
 
 func TestRunFlippedBytes(t *testing.T) {
+	t.Parallel()
 	b, info := goldenRun(t)
 	dir := t.TempDir()
 	f, err := os.Create(filepath.Join(dir, info.name()))
@@ -294,6 +295,7 @@ func TestRunFlippedBytes(t *testing.T) {
 }
 
 func TestRunCutAndGrown(t *testing.T) {
+	t.Parallel()
 	b, info := goldenRun(t)
 	dir := t.TempDir()
 	path := filepath.Join(dir, info.name())
@@ -493,54 +495,85 @@ func reseal(b []byte) {
 	binary.BigEndian.PutUint32(f[48:], crc(f[:48]))
 }
 
-// FuzzRun opens any bytes as a run and uses it: there may be errors that say
-// it is corrupt, but no panic and no key or position that cannot be.
+// smallRun returns the bytes of a run of n short records.
+func smallRun(t testing.TB, n int) []byte {
+	t.Helper()
+	dir := t.TempDir()
+	info := mustWriteRun(t, dir, 0, benchRecords(0, n))
+	b, err := os.ReadFile(filepath.Join(dir, info.name()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// useBytes opens any bytes as a run, believing what they say of themselves,
+// and uses it. There may be errors that say it is corrupt, but no panic and no
+// key or position that cannot be.
+func useBytes(t *testing.T, b, key []byte) {
+	footer := b[len(b)-runFooterSize:]
+	info := runInfo{
+		level: int(binary.BigEndian.Uint32(b[12:])),
+		first: binary.BigEndian.Uint64(b[16:]),
+		last:  binary.BigEndian.Uint64(b[24:]),
+		keys:  binary.BigEndian.Uint64(footer),
+		size:  int64(len(b)),
+		sum:   sha256.Sum256(footer),
+	}
+	corrupt := func(err error) bool {
+		if err != nil && !errors.Is(err, errCorrupt) {
+			t.Fatal(err)
+		}
+		return err != nil
+	}
+	r, err := loadRun(bytes.NewReader(b), info)
+	if corrupt(err) {
+		return
+	}
+	records, err := readRun(r)
+	corrupt(err)
+	for _, rec := range records {
+		if len(rec.key) == 0 || len(rec.key) > maxKeySize || rec.version == 0 || rec.seq < info.first || rec.seq > info.last {
+			t.Fatalf("read impossible record %+v", rec)
+		}
+	}
+	c := newRunCursor(r)
+	for _, bound := range []bound{newestOf(key), {key, info.first, 1}, {}} {
+		if ok, err := c.seek(bound); !corrupt(err) && ok {
+			_, err = c.skipKey(bytes.Clone(c.key))
+			corrupt(err)
+		}
+	}
+	r.filter.has(hashKey(key))
+}
+
+// TestRunResealed flips every bit of a small run and makes the checksums right again.
+func TestRunResealed(t *testing.T) {
+	whole := smallRun(t, 20)
+	for i := range 8 * len(whole) {
+		b := slices.Clone(whole)
+		b[i/8] ^= 1 << (i % 8)
+		reseal(b)
+		useBytes(t, b, benchKey(i%20))
+	}
+}
+
+// FuzzRun does it with any bytes, with right and wrong checksums.
 func FuzzRun(f *testing.F) {
-	b, _ := goldenRun(f)
-	f.Add(b, []byte("hot"), false)
-	f.Add(b, []byte("orders/2026/036"), true)
-	small := mustWriteRun(f, f.TempDir(), 0, []indexRecord{{[]byte("k"), position{seq: 0, version: 1}}})
-	f.Add(append(small.appendHeader(nil), b[runHeaderSize:]...), []byte{}, true)
+	golden, _ := goldenRun(f)
+	f.Add(golden, []byte("hot"), false)
+	f.Add(golden, []byte("orders/2026/036"), true)
+	for _, n := range []int{1, 3, 40} { // small ones mutate better
+		f.Add(smallRun(f, n), benchKey(0), true)
+	}
 	f.Fuzz(func(t *testing.T, b, key []byte, seal bool) {
 		if len(b) < runHeaderSize+runFooterSize || len(b) > 1<<20 {
 			return
 		}
+		b = slices.Clone(b)
 		if seal {
 			reseal(b)
 		}
-		footer := b[len(b)-runFooterSize:]
-		info := runInfo{
-			level: int(binary.BigEndian.Uint32(b[12:])),
-			first: binary.BigEndian.Uint64(b[16:]),
-			last:  binary.BigEndian.Uint64(b[24:]),
-			keys:  binary.BigEndian.Uint64(footer),
-			size:  int64(len(b)),
-			sum:   sha256.Sum256(footer),
-		}
-		r, err := loadRun(bytes.NewReader(b), info)
-		if err != nil {
-			if !errors.Is(err, errCorrupt) {
-				t.Fatal(err)
-			}
-			return
-		}
-		records, err := readRun(r)
-		if err != nil && !errors.Is(err, errCorrupt) {
-			t.Fatal(err)
-		}
-		for _, rec := range records {
-			if len(rec.key) == 0 || len(rec.key) > maxKeySize || rec.version == 0 || rec.seq < info.first || rec.seq > info.last {
-				t.Fatalf("read impossible record %+v", rec)
-			}
-		}
-		c := newRunCursor(r)
-		for _, bound := range []bound{newestOf(key), {key, info.first, 1}, {}} {
-			if ok, err := c.seek(bound); err != nil && !errors.Is(err, errCorrupt) {
-				t.Fatal(err)
-			} else if ok {
-				c.skipKey(bytes.Clone(c.key))
-			}
-		}
-		r.filter.has(hashKey(key))
+		useBytes(t, b, key)
 	})
 }
