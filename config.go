@@ -56,7 +56,7 @@ type nodeConfig struct {
 	// Directory of everything the node stores; made when missing, one process
 	// at a time. Default ./data.
 	DataDir string `toml:"data_dir" min:"1" max:"4096"`
-	// Label of the origin the node runs in, kept in every entry it takes. Default none.
+	// Label of the place the node runs in, kept in every entry it takes. Default none.
 	Region string `toml:"region" max:"64"`
 }
 
@@ -275,7 +275,7 @@ func (c *config) raftAddr() string {
 	return net.JoinHostPort(c.host(), strconv.FormatInt(c.Network.RaftPort, 10))
 }
 
-// host is node.address, or loopback in origin of one that stands for all interfaces.
+// host is node.address, or loopback in place of one that stands for all interfaces.
 func (c *config) host() string {
 	if unspecified(c.Node.Address) {
 		return "127.0.0.1"

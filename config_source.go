@@ -17,7 +17,7 @@ import (
 
 // Where settings come from. A TOML file, the environment and flags all become
 // settings; configLoader puts settings into the config and collects every
-// fault with its origin. go-toml decodes into structs too, but stops at the
+// fault with its place. go-toml decodes into structs too, but stops at the
 // first wrong type, so the file is read key by key from its syntax tree.
 
 // source ranks the origins of settings; a later one wins.
@@ -86,7 +86,7 @@ type configLoader struct {
 	config   *config
 	fields   map[string]configField
 	sections map[string]bool   // known tables; false = it has no keys yet
-	places   map[string]origin // where each key was set last
+	origins  map[string]origin // where each key was set last
 	bad      map[string]bool   // keys whose value could not be taken
 	faults   configError
 }
@@ -97,7 +97,7 @@ func newConfigLoader(c *config) *configLoader {
 		config:   c,
 		fields:   make(map[string]configField),
 		sections: make(map[string]bool),
-		places:   make(map[string]origin),
+		origins:  make(map[string]origin),
 		bad:      make(map[string]bool),
 	}
 	l.addFields("", reflect.ValueOf(c).Elem(), false)
@@ -124,7 +124,7 @@ func (l *configLoader) addFields(prefix string, v reflect.Value, later bool) {
 
 // readTOML returns the settings of a file. The walk sees the keys one by one;
 // the full decoder finds what TOML as a whole forbids. A file that is not TOML
-// gives its settings up to the origin where it stops to be.
+// gives its settings up to the place where it stops to be.
 func (l *configLoader) readTOML(name string, data []byte) []setting {
 	w := tomlWalk{loader: l, name: name, first: make(map[string]int)}
 	w.parser.Reset(data)
@@ -308,7 +308,7 @@ func (l *configLoader) assign(s setting) {
 		l.faults = append(l.faults, fault{s.origin, l.unknown(s.key, "key "+s.key)})
 		return
 	}
-	l.places[s.key] = s.origin
+	l.origins[s.key] = s.origin
 	if f.later && !slices.Contains(l.config.unserved, s.key) {
 		l.config.unserved = append(l.config.unserved, s.key)
 	}
@@ -405,12 +405,12 @@ func (l *configLoader) check(ok bool, got any, want string, keys ...string) {
 	}
 	key := keys[0]
 	for _, k := range keys {
-		if _, set := l.places[k]; set {
+		if _, set := l.origins[k]; set {
 			key = k
 			break
 		}
 	}
-	l.faults = append(l.faults, fault{l.places[key], fmt.Sprintf("%s: want %s, got %v", keys[0], want, got)})
+	l.faults = append(l.faults, fault{l.origins[key], fmt.Sprintf("%s: want %s, got %v", keys[0], want, got)})
 }
 
 // report returns the faults in the order of sources and lines.

@@ -196,7 +196,7 @@ func TestConfigAccepts(t *testing.T) {
 	}
 }
 
-// TestConfigReportsAllFaults: the file, the environment and the flags, in this order, each with its origin.
+// TestConfigReportsAllFaults: the file, the environment and the flags, in this order, each with its place.
 func TestConfigReportsAllFaults(t *testing.T) {
 	got := faultsOf(t, `# a comment
 [network]
@@ -409,7 +409,7 @@ func FuzzConfig(f *testing.F) {
 		l.validate()
 		for _, fault := range l.report() {
 			if fault.origin.name == "" {
-				t.Errorf("fault without a origin: %s", fault.text)
+				t.Errorf("fault without a place: %s", fault.text)
 			}
 		}
 	})

@@ -353,6 +353,15 @@ func (o *output) discard() {
 	}
 }
 
+// kept closes the output as it is and says where it stands.
+func (o *output) kept() string {
+	if o.file == nil {
+		return ""
+	}
+	o.file.Close()
+	return ", what came before is in " + o.file.Name()
+}
+
 // history prints the versions of a key, newest first.
 func (p *program) history(ctx context.Context, args []string) error {
 	flags, base := p.clientFlags("history")

@@ -57,7 +57,7 @@ func (p *program) export(ctx context.Context, args []string) error {
 	err = job.run(ctx)
 	job.bar.finish(job.count)
 	if err != nil {
-		return fmt.Errorf("export stopped before seq %d (--from %d goes on there): %w", job.next, job.next, err)
+		return fmt.Errorf("export stopped before seq %d, --from %d goes on there%s: %w", job.next, job.next, out.kept(), err)
 	}
 	return out.commit()
 }
@@ -71,13 +71,15 @@ func (j *exporter) run(ctx context.Context) error {
 			return flushed
 		}
 		switch {
+		case err != nil && !transient(err):
+			return err
 		case err == nil && j.next == before && j.prefix == "":
 			return fmt.Errorf("the server has no entry %d, its ledger had %d entries", j.next, j.end)
 		case err == nil && j.next == before:
 			return nil // the rest does not have the prefix
 		case err == nil || j.next > before:
 			failures = 0
-		case !transient(err) || failures == exportRetries:
+		case failures == exportRetries:
 			return err
 		default:
 			failures++

@@ -21,9 +21,9 @@ import (
 // shownErrors is how many failed lines import prints one by one.
 const shownErrors = 10
 
-// importLine is what POST /batch takes of a line; the other fields of an
+// importFields are what POST /batch takes of a line; the other fields of an
 // exported entry (seq, time, …) belong to the ledger it came from.
-type importLine struct {
+type importFields struct {
 	Op          json.RawMessage `json:"op"`
 	Key         json.RawMessage `json:"key"`
 	KeyBase64   json.RawMessage `json:"key_base64"`
@@ -36,29 +36,31 @@ type importLine struct {
 
 // appendImported appends the operation that line describes, as one line. A
 // line that is not a JSON object is passed on as it is: the server answers it
-// with an error in its place.
-func appendImported(b, line []byte) []byte {
-	var l importLine
-	if json.Unmarshal(line, &l) != nil {
+// with an error in its place. room is for the fields and may be used again.
+func appendImported(b, line []byte, room *importFields) []byte {
+	fields := [...]struct {
+		name  string
+		value *json.RawMessage
+	}{
+		{`"op":`, &room.Op}, {`"key":`, &room.Key}, {`"key_base64":`, &room.KeyBase64},
+		{`"value":`, &room.Value}, {`"value_base64":`, &room.ValueBase64},
+		{`"content_type":`, &room.ContentType}, {`"if_absent":`, &room.IfAbsent}, {`"if_seq":`, &room.IfSeq},
+	}
+	for _, f := range fields {
+		*f.value = (*f.value)[:0]
+	}
+	if json.Unmarshal(line, room) != nil {
 		return append(append(b, line...), '\n')
 	}
 	b = append(b, '{')
-	comma := false
-	for _, f := range [...]struct {
-		name  string
-		value json.RawMessage
-	}{
-		{`"op":`, l.Op}, {`"key":`, l.Key}, {`"key_base64":`, l.KeyBase64}, {`"value":`, l.Value}, {`"value_base64":`, l.ValueBase64},
-		{`"content_type":`, l.ContentType}, {`"if_absent":`, l.IfAbsent}, {`"if_seq":`, l.IfSeq},
-	} {
-		if f.value == nil {
-			continue
+	for _, f := range fields {
+		if len(*f.value) == 0 {
+			continue // not in the line
 		}
-		if comma {
+		if b[len(b)-1] != '{' {
 			b = append(b, ',')
 		}
-		b = append(append(b, f.name...), f.value...)
-		comma = true
+		b = append(append(b, f.name...), *f.value...)
 	}
 	return append(b, '}', '\n')
 }
@@ -107,6 +109,7 @@ func (p *program) importLines(ctx context.Context, args []string) error {
 func (j *importer) send(w io.Writer) error {
 	out := bufio.NewWriterSize(w, 64<<10)
 	var line, op []byte
+	var room importFields
 	for {
 		if j.in.Buffered() == 0 {
 			if err := out.Flush(); err != nil {
@@ -125,7 +128,7 @@ func (j *importer) send(w io.Writer) error {
 		if !j.count(bytes.TrimSpace(line)) {
 			continue
 		}
-		op = appendImported(op[:0], bytes.TrimSpace(line))
+		op = appendImported(op[:0], bytes.TrimSpace(line), &room)
 		if _, err := out.Write(op); err != nil {
 			return err
 		}
