@@ -43,8 +43,12 @@ func (s *opScanner) next(c byte) bool {
 	return true
 }
 
-// unexpected is the error for what stands at the position.
-func (s *opScanner) unexpected(want string) error {
+// unexpected is the error for what stands at the position; of names the field
+// that want is part of, "" for none.
+func (s *opScanner) unexpected(want, of string) error {
+	if of != "" {
+		want += " for " + of
+	}
 	if s.i >= len(s.b) {
 		return badRequest("malformed", "the JSON ends at byte %d, want %s", s.i, want)
 	}
@@ -64,7 +68,7 @@ func (s *opScanner) word(w string) bool {
 // text reads a string; what names it in errors.
 func (s *opScanner) text(what string) ([]byte, error) {
 	if !s.next('"') {
-		return nil, s.unexpected("a string for " + what)
+		return nil, s.unexpected("a string", what)
 	}
 	start, ascii := s.i, true
 	for ; s.i < len(s.b); s.i++ {
@@ -79,12 +83,12 @@ func (s *opScanner) text(what string) ([]byte, error) {
 		case c == '\\':
 			return s.escapedText(what, start)
 		case c < ' ':
-			return nil, s.unexpected("no control character in the string for " + what)
+			return nil, s.unexpected("no control character in the string", what)
 		case c >= utf8.RuneSelf:
 			ascii = false
 		}
 	}
-	return nil, s.unexpected("the end of the string for " + what)
+	return nil, s.unexpected("the end of the string", what)
 }
 
 // escapedText goes on with a string at its first backslash.
@@ -101,7 +105,7 @@ func (s *opScanner) escapedText(what string, start int) ([]byte, error) {
 			}
 			return v, nil
 		case c < ' ':
-			return nil, s.unexpected("no control character in the string for " + what)
+			return nil, s.unexpected("no control character in the string", what)
 		case c != '\\':
 			s.b[out] = c
 			out++
@@ -109,12 +113,12 @@ func (s *opScanner) escapedText(what string, start int) ([]byte, error) {
 		default:
 			r, ok := s.escape()
 			if !ok {
-				return nil, s.unexpected("an escape of JSON in the string for " + what)
+				return nil, s.unexpected("an escape of JSON in the string", what)
 			}
-			out += utf8.EncodeRune(s.b[out:out+utf8.UTFMax], r) // an escape is never shorter than its rune
+			out = len(utf8.AppendRune(s.b[:out], r)) // in place: an escape is never shorter than its rune
 		}
 	}
-	return nil, s.unexpected("the end of the string for " + what)
+	return nil, s.unexpected("the end of the string", what)
 }
 
 // escape reads one escape, or two that make a surrogate pair. It leaves the
@@ -172,7 +176,7 @@ func (s *opScanner) number(what string) (uint64, error) {
 		ok = false
 	}
 	if !ok {
-		return 0, s.unexpected("a whole number for " + what)
+		return 0, s.unexpected("a whole number", what)
 	}
 	s.i = end
 	return n, nil
@@ -194,19 +198,19 @@ const (
 func (s *opScanner) op(o *operation) error {
 	o.ifSeq = noSeq
 	if !s.next('{') {
-		return s.unexpected("an operation, which begins with {")
+		return s.unexpected("an operation, which begins with {", "")
 	}
 	var given opFields
 	for first := true; !s.next('}'); first = false {
 		if !first && !s.next(',') {
-			return s.unexpected(", or }")
+			return s.unexpected(", or }", "")
 		}
-		name, err := s.text("a field name")
+		name, err := s.text("a name")
 		if err != nil {
 			return err
 		}
 		if !s.next(':') {
-			return s.unexpected(":")
+			return s.unexpected(":", "")
 		}
 		field, err := s.field(o, name)
 		if err != nil {
@@ -220,67 +224,81 @@ func (s *opScanner) op(o *operation) error {
 	return checkOp(o, given)
 }
 
+// opField is a field of an operation by its name in JSON.
+type opField struct {
+	name  string
+	bit   opFields
+	coded bool // base64
+}
+
+var opFieldList = [...]opField{
+	{"op", fieldOp, false},
+	{"key", fieldKey, false},
+	{"value", fieldValue, false},
+	{"content_type", fieldType, false},
+	{"if_absent", fieldIfAbsent, false},
+	{"if_seq", fieldIfSeq, false},
+	{"key_base64", fieldKey, true},
+	{"value_base64", fieldValue, true},
+}
+
+func findOpField(name []byte) (opField, error) {
+	for _, f := range opFieldList {
+		if string(name) == f.name { // the compiler makes no string of it
+			return f, nil
+		}
+	}
+	return opField{}, badRequest("malformed", "unknown field %q in an operation", clip(string(name)))
+}
+
 // field reads the value of one field. It returns 0 for null, which is as if
 // the field were not there.
 func (s *opScanner) field(o *operation, name []byte) (opFields, error) {
-	var field opFields
-	var err error
-	coded := false
-	switch string(name) { // the compiler makes no string of it
-	case "op":
-		field = fieldOp
-	case "key":
-		field = fieldKey
-	case "key_base64":
-		field, coded = fieldKey, true
-	case "value":
-		field = fieldValue
-	case "value_base64":
-		field, coded = fieldValue, true
-	case "content_type":
-		field = fieldType
-	case "if_absent":
-		field = fieldIfAbsent
-	case "if_seq":
-		field = fieldIfSeq
-	default:
-		return 0, badRequest("malformed", "unknown field %q in an operation", clip(string(name)))
+	f, err := findOpField(name)
+	if err != nil {
+		return 0, err
 	}
 	if s.word("null") {
 		return 0, nil
 	}
-	switch field {
+	switch f.bit {
 	case fieldIfAbsent:
 		o.ifAbsent = s.word("true")
 		if !o.ifAbsent && !s.word("false") {
-			err = s.unexpected("true or false for if_absent")
+			err = s.unexpected("true or false", f.name)
 		}
-		return field, err
+		return f.bit, err
 	case fieldIfSeq:
-		o.ifSeq, err = s.number("if_seq")
-		return field, err
+		o.ifSeq, err = s.number(f.name)
+		return f.bit, err
 	}
-	v, err := s.text(string(name))
-	if err == nil && coded {
-		var n int
-		n, err = base64.StdEncoding.Decode(v, v)
-		if err != nil {
-			err = badRequest("malformed", "%s is not base64: %s", name, err)
-		}
-		v = v[:n:n]
+	v, err := s.text(f.name)
+	if err == nil && f.coded {
+		v, err = decodeBase64(v, f.name)
 	}
-	switch {
-	case err != nil:
-	case field == fieldKey:
+	if err != nil {
+		return f.bit, err
+	}
+	switch f.bit {
+	case fieldKey:
 		o.key = v
-	case field == fieldValue:
+	case fieldValue:
 		o.value = v
-	case field == fieldType:
+	case fieldType:
 		o.contentType = string(v)
 	default:
 		o.kind, err = parseOpKind(v)
 	}
-	return field, err
+	return f.bit, err
+}
+
+// decodeBase64 decodes v in place.
+func decodeBase64(v []byte, name string) ([]byte, error) {
+	n, err := base64.StdEncoding.Decode(v, v)
+	if err != nil {
+		return nil, badRequest("malformed", "%s is not base64: %s", name, err)
+	}
+	return v[:n:n], nil
 }
 
 func parseOpKind(v []byte) (opKind, error) {
@@ -327,9 +345,9 @@ const maxBatchOps = 10000
 // returned with it, -1 if it is about none.
 func (s *opScanner) ops() (ops []operation, failed int, err error) {
 	if !s.next('{') {
-		return nil, -1, s.unexpected(`{"ops":[`)
+		return nil, -1, s.unexpected(`{"ops":[`, "")
 	}
-	name, err := s.text("a field name")
+	name, err := s.text("a name")
 	if err != nil {
 		return nil, -1, err
 	}
@@ -337,11 +355,11 @@ func (s *opScanner) ops() (ops []operation, failed int, err error) {
 		return nil, -1, badRequest("malformed", "unknown field %q in a batch", clip(string(name)))
 	}
 	if !s.next(':') || !s.next('[') {
-		return nil, -1, s.unexpected(`an array for "ops"`)
+		return nil, -1, s.unexpected(`an array for "ops"`, "")
 	}
 	for first := true; !s.next(']'); first = false {
 		if !first && !s.next(',') {
-			return nil, -1, s.unexpected(", or ]")
+			return nil, -1, s.unexpected(", or ]", "")
 		}
 		if len(ops) == maxBatchOps {
 			return nil, -1, badRequest("too_many_ops", "the batch has more than %d operations", maxBatchOps)
@@ -352,7 +370,7 @@ func (s *opScanner) ops() (ops []operation, failed int, err error) {
 		}
 	}
 	if !s.next('}') {
-		return nil, -1, s.unexpected("}")
+		return nil, -1, s.unexpected("}", "")
 	}
 	return ops, -1, s.end()
 }
@@ -360,7 +378,7 @@ func (s *opScanner) ops() (ops []operation, failed int, err error) {
 // end reports what follows the JSON value.
 func (s *opScanner) end() error {
 	if s.peek(); s.i < len(s.b) {
-		return s.unexpected("nothing more")
+		return s.unexpected("nothing more", "")
 	}
 	return nil
 }

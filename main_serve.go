@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
+	"runtime/debug"
 	"strings"
 	"time"
 )
@@ -18,6 +20,10 @@ const (
 	closeGrace   = 10 * time.Second       // for handing over leadership and flushing after that
 	restartPause = 100 * time.Millisecond // before a node is opened again
 )
+
+// memoryGoal is the heap size, in bytes, above which the garbage collector
+// works harder; GOMEMLIMIT wins over it.
+const memoryGoal = 1 << 30
 
 // serve runs a node until ctx ends or the node fails.
 func (p *program) serve(ctx context.Context, args []string) error {
@@ -39,6 +45,9 @@ func (p *program) serve(ctx context.Context, args []string) error {
 	}
 	if c.host() != c.Node.Address {
 		logger.Warn("no other node can join one whose address stands for all interfaces", "address", c.Node.Address)
+	}
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(memoryGoal)
 	}
 	start := func(ln net.Listener) (*service, error) { return p.startNode(c, ln, logger) }
 	if err := serveForever(ctx, c.clientAddr(), logger, start); err != nil {
@@ -165,7 +174,7 @@ func nodeOptionsFrom(c *config, url string, logger *slog.Logger, m *metrics) nod
 		region: c.Node.Region, version: buildVersion(),
 		expect: int(c.Cluster.Expect), bootstrap: c.bootstrap,
 		segmentSize: c.Storage.SegmentSize, maxValueSize: c.Storage.MaxValueSize,
-		cacheSize: c.Storage.MaxCacheSize, sealAfter: c.Storage.SealAfter,
+		sealAfter:    c.Storage.SealAfter,
 		electionMin:  time.Duration(c.Consensus.ElectionTimeoutMin) * time.Millisecond,
 		electionMax:  time.Duration(c.Consensus.ElectionTimeoutMax) * time.Millisecond,
 		heartbeat:    time.Duration(c.Consensus.HeartbeatIntervalMS) * time.Millisecond,

@@ -80,7 +80,6 @@ type nodeOptions struct {
 
 	segmentSize  int64
 	maxValueSize int64
-	cacheSize    int64
 	sealAfter    time.Duration
 
 	electionMin  time.Duration // an election starts after a silence of electionMin to twice that
@@ -271,6 +270,9 @@ func (n *node) startRaft() error {
 	n.done.Go(func() { n.leadershipLoop(r, notify) })
 	n.done.Go(func() { n.observeLeader(r) })
 	n.done.Go(n.sealLoop)
+	if servers := n.servers(); len(servers) == 1 && servers[0].ID == conf.LocalID {
+		n.done.Go(func() { n.transport.lead(conf.LocalID) }) // nobody else can be the leader
+	}
 	return nil
 }
 
@@ -414,11 +416,15 @@ func diskIsFull(dir string) (bool, error) {
 }
 
 // transfer hands leadership to the node with the given id, 0 = to the most
-// advanced one, and returns when it is gone.
+// advanced one, and returns when it is gone. A follower passes it on.
 func (n *node) transfer(ctx context.Context, to uint64) error {
-	r := n.raft.Load()
-	if r == nil || r.State() != raft.Leader {
+	addr, _ := n.leaderServer()
+	if addr == "" {
 		return errNoLeader
+	}
+	r := n.raft.Load()
+	if r.State() != raft.Leader {
+		return n.call(ctx, http.MethodPost, string(addr), "/transfer", transferRequest{to}, nil)
 	}
 	done := make(chan error, 1)
 	go func() { // may stay behind for ever: raft.md F5
@@ -439,6 +445,11 @@ func (n *node) transfer(ctx context.Context, to uint64) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+}
+
+// transferRequest asks the leader to hand over leadership.
+type transferRequest struct {
+	To uint64 `json:"to"`
 }
 
 // close hands over leadership, stops everything and releases the directory.

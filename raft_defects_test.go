@@ -96,8 +96,8 @@ type scriptStore interface {
 	raft.StableStore
 }
 
-// abc is the configuration of three voters, plus non-voters.
-func abc(nonvoters ...raft.ServerID) raft.Configuration {
+// abcServers is the configuration of three voters, plus non-voters.
+func abcServers(nonvoters ...raft.ServerID) raft.Configuration {
 	var c raft.Configuration
 	for _, id := range append([]raft.ServerID{"a", "b", "c"}, nonvoters...) {
 		s := raft.Server{ID: id, Address: raft.ServerAddress(id)}
@@ -204,7 +204,7 @@ func TestF1HeartbeatBesideElection(t *testing.T) {
 		votes := make(chan struct{})
 		n.vote = func(raft.ServerID) bool { <-votes; return true }
 		log, counted := sawLine("vote granted", "from=a")
-		r := startScripted(t, n, store, new(recordFSM), abc(), func(c *raft.Config) { c.Logger = newRaftLogger(log, slog.LevelDebug) })
+		r := startScripted(t, n, store, new(recordFSM), abcServers(), func(c *raft.Config) { c.Logger = newRaftLogger(log, slog.LevelDebug) })
 		if err := n.campaign(); err != nil {
 			t.Fatal(err)
 		}
@@ -320,7 +320,7 @@ func TestF2VerifyLeaderTakesOldAcks(t *testing.T) {
 			}
 			return nil
 		}
-		r := startScripted(t, n, raft.NewInmemStore(), new(recordFSM), abc(), nil)
+		r := startScripted(t, n, raft.NewInmemStore(), new(recordFSM), abcServers(), nil)
 		n.lead(t, r)
 		hold.Store(true)
 		receive(t, held, "a peer has heard a; its answer travels")
@@ -343,7 +343,7 @@ func TestF2VerifyLeaderCountsNonvoters(t *testing.T) {
 			}
 			return nil
 		}
-		r := startScripted(t, n, raft.NewInmemStore(), new(recordFSM), abc("d"), func(c *raft.Config) { c.CommitTimeout = time.Minute })
+		r := startScripted(t, n, raft.NewInmemStore(), new(recordFSM), abcServers("d"), func(c *raft.Config) { c.CommitTimeout = time.Minute })
 		n.lead(t, r)
 		cut.Store(true) // no voter answers a any more
 		return r.VerifyLeader().Error() == nil
@@ -355,7 +355,7 @@ func TestF2VerifyLeaderCountsNonvoters(t *testing.T) {
 func committedStore(t *testing.T, n uint64) *raft.InmemCommitTrackingStore {
 	t.Helper()
 	s := raft.NewInmemCommitTrackingStore()
-	logs := []*raft.Log{{Index: 1, Term: 1, Type: raft.LogConfiguration, Data: raft.EncodeConfiguration(abc())}}
+	logs := []*raft.Log{{Index: 1, Term: 1, Type: raft.LogConfiguration, Data: raft.EncodeConfiguration(abcServers())}}
 	for i := uint64(2); i <= n; i++ {
 		logs = append(logs, &raft.Log{Index: i, Term: 1, Type: raft.LogCommand})
 	}
@@ -370,7 +370,7 @@ func committedStore(t *testing.T, n uint64) *raft.InmemCommitTrackingStore {
 // much to restore.
 func TestF3RestoreCommittedLogs(t *testing.T) {
 	restore := func(c *raft.Config) { c.RestoreCommittedLogs = true }
-	r := startScripted(t, newScriptedNet(), committedStore(t, 10), new(recordFSM), abc(), restore)
+	r := startScripted(t, newScriptedNet(), committedStore(t, 10), new(recordFSM), abcServers(), restore)
 	if n := len(r.GetConfiguration().Configuration().Servers); n != 0 {
 		t.Errorf("upstream fixed F3: %d servers are left in the configuration", n)
 	}
@@ -400,7 +400,7 @@ func TestF3RestoreCommittedLogs(t *testing.T) {
 // keeps that log, refuses what follows, and is sent the snapshot again for ever.
 func TestF4SnapshotKeepsOtherLog(t *testing.T) {
 	n, store := newScriptedNet(), raft.NewInmemStore()
-	logs := []*raft.Log{{Index: 1, Term: 1, Type: raft.LogConfiguration, Data: raft.EncodeConfiguration(abc())}}
+	logs := []*raft.Log{{Index: 1, Term: 1, Type: raft.LogConfiguration, Data: raft.EncodeConfiguration(abcServers())}}
 	for i := uint64(2); i <= 15; i++ { // none of these was ever committed
 		logs = append(logs, &raft.Log{Index: i, Term: 1, Type: raft.LogCommand})
 	}
@@ -408,11 +408,11 @@ func TestF4SnapshotKeepsOtherLog(t *testing.T) {
 		t.Fatal(err)
 	}
 	store.SetUint64([]byte("CurrentTerm"), 1)
-	startScripted(t, n, store, new(recordFSM), abc(), nil)
+	startScripted(t, n, store, new(recordFSM), abcServers(), nil)
 	for range 2 {
 		var installed raft.InstallSnapshotResponse
 		err := n.in.InstallSnapshot("a", "a", &raft.InstallSnapshotRequest{RPCHeader: n.header(), SnapshotVersion: raft.SnapshotVersionMax, Term: 5,
-			LastLogIndex: 10, LastLogTerm: 4, Size: 4, Configuration: raft.EncodeConfiguration(abc()), ConfigurationIndex: 1}, &installed, strings.NewReader("snap"))
+			LastLogIndex: 10, LastLogTerm: 4, Size: 4, Configuration: raft.EncodeConfiguration(abcServers()), ConfigurationIndex: 1}, &installed, strings.NewReader("snap"))
 		if err != nil || !installed.Success {
 			t.Fatalf("installing: %+v, %v", installed, err)
 		}
@@ -442,7 +442,7 @@ func TestF5TransferNeverEnds(t *testing.T) {
 			}
 			return nil
 		}
-		r := startScripted(t, n, raft.NewInmemStore(), new(recordFSM), abc(), func(c *raft.Config) {
+		r := startScripted(t, n, raft.NewInmemStore(), new(recordFSM), abcServers(), func(c *raft.Config) {
 			c.HeartbeatTimeout, c.ElectionTimeout, c.LeaderLeaseTimeout = timeout, timeout, timeout
 		})
 		n.lead(t, r)
@@ -483,7 +483,7 @@ func TestF6LeaderWithHungDisk(t *testing.T) {
 			}
 			return nil
 		}
-		r := startScripted(t, n, store, new(recordFSM), abc(), func(c *raft.Config) {
+		r := startScripted(t, n, store, new(recordFSM), abcServers(), func(c *raft.Config) {
 			c.HeartbeatTimeout, c.ElectionTimeout, c.LeaderLeaseTimeout = 200*time.Millisecond, 200*time.Millisecond, 200*time.Millisecond
 		})
 		n.lead(t, r)
@@ -540,10 +540,10 @@ func TestF7RestoreBlocks(t *testing.T) {
 		<-release
 		return nil
 	}}
-	startScripted(t, n, raft.NewInmemStore(), fsm, abc(), nil)
+	startScripted(t, n, raft.NewInmemStore(), fsm, abcServers(), nil)
 	install := func() {
 		n.in.InstallSnapshot("a", "a", &raft.InstallSnapshotRequest{RPCHeader: n.header(), SnapshotVersion: raft.SnapshotVersionMax, Term: 5,
-			LastLogIndex: 10, LastLogTerm: 4, Size: 4, Configuration: raft.EncodeConfiguration(abc()), ConfigurationIndex: 1}, new(raft.InstallSnapshotResponse), strings.NewReader("snap"))
+			LastLogIndex: 10, LastLogTerm: 4, Size: 4, Configuration: raft.EncodeConfiguration(abcServers()), ConfigurationIndex: 1}, new(raft.InstallSnapshotResponse), strings.NewReader("snap"))
 	}
 	go install()
 	receive(t, restoring, "a restores")
@@ -579,8 +579,8 @@ func TestF8FollowerCommitsStaleTail(t *testing.T) {
 	request := raft.AppendEntriesRequest{Term: 2, PrevLogEntry: 2, PrevLogTerm: 1, LeaderCommitIndex: 4}
 
 	n, store := newScriptedNet(), raft.NewInmemStore()
-	stale(store, abc())
-	r := startScripted(t, n, store, new(recordFSM), abc(), nil)
+	stale(store, abcServers())
+	r := startScripted(t, n, store, new(recordFSM), abcServers(), nil)
 	a := request
 	a.RPCHeader = n.header()
 	var resp raft.AppendEntriesResponse
@@ -644,7 +644,7 @@ func TestF8LeaderSendsCommitBeyondEntries(t *testing.T) {
 			}
 			return nil
 		}
-		r := startScripted(t, n, raft.NewInmemStore(), new(recordFSM), abc(), nil)
+		r := startScripted(t, n, raft.NewInmemStore(), new(recordFSM), abcServers(), nil)
 		n.lead(t, r)
 		holdC.Store(true)
 		receive(t, heldC, "c's replicator waits")

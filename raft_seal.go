@@ -154,10 +154,13 @@ func (n *node) serveSeal(w http.ResponseWriter, r *http.Request) {
 
 // serveTransfer hands over leadership for a follower that was asked to.
 func (n *node) serveTransfer(w http.ResponseWriter, r *http.Request) {
-	var ask struct {
-		To uint64 `json:"to"`
+	var ask transferRequest
+	if !decode(w, r, &ask) {
+		return
 	}
-	if decode(w, r, &ask) {
-		respond(w, struct{}{}, n.transfer(r.Context(), ask.To))
+	if !n.leads() {
+		respond(w, nil, errNoLeader)
+		return
 	}
+	respond(w, struct{}{}, n.transfer(r.Context(), ask.To))
 }

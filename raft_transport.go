@@ -128,6 +128,20 @@ func (t *raftTransport) Consumer() <-chan raft.RPC { return t.consume }
 // could make one node leader of a term that another has won (F1).
 func (t *raftTransport) SetHeartbeatHandler(func(raft.RPC)) {}
 
+// lead makes this node, the only server there is, stand for election at once
+// instead of after a silence: it passes itself the request with which a leader
+// hands over.
+func (t *raftTransport) lead(own raft.ServerID) {
+	rpc := raft.RPC{
+		Command:  &raft.TimeoutNowRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(own)}},
+		RespChan: make(chan raft.RPCResponse, 1),
+	}
+	select {
+	case t.consume <- rpc:
+	case <-t.done:
+	}
+}
+
 // acceptLoop serves each incoming stream until the transport closes.
 func (t *raftTransport) acceptLoop() {
 	for {

@@ -50,7 +50,11 @@ type keyIndex struct {
 // crashes left in dir. If a run is damaged or missing the error is a *runError
 // that wraps errCorrupt: rebuildRun, then open again.
 func openIndex(dir string, runs []runInfo, log *slog.Logger) (*keyIndex, error) {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	err := os.MkdirAll(dir, 0o755)
+	if err == nil {
+		err = syncRunDir(filepath.Dir(dir))
+	}
+	if err != nil {
 		return nil, fmt.Errorf("opening index: %w", err)
 	}
 	x := &keyIndex{dir: dir, log: log}
@@ -69,9 +73,9 @@ func openIndex(dir string, runs []runInfo, log *slog.Logger) (*keyIndex, error) 
 	return x, nil
 }
 
-// close closes all files; look-ups fail from then on.
+// close closes all files; look-ups that need one fail from then on.
 func (x *keyIndex) close() {
-	for _, r := range *x.list.Swap(new([]*run)) {
+	for _, r := range *x.list.Load() {
 		r.src.(*os.File).Close()
 	}
 }
@@ -428,9 +432,19 @@ func mergedRecords(ctx context.Context, runs []*run, pause func(context.Context)
 	}
 }
 
+// all yields every record of the index in the order of the format, for a scrub.
+// It reads and checks every block, and works at most half of the time.
+func (x *keyIndex) all(ctx context.Context) iter.Seq2[indexRecord, error] {
+	p := pacer{turn: time.Now()}
+	return mergedRecords(ctx, *x.list.Load(), p.rest)
+}
+
 // pacer makes background work rest as long as it worked, in turns of about a
 // millisecond, so that on few cores requests do not queue behind a merge.
 type pacer struct{ turn time.Time }
+
+// pacerLongest is the longest rest: a turn that took longer waited for the disk.
+const pacerLongest = 50 * time.Millisecond
 
 // rest returns ctx's error when ctx ends.
 func (p *pacer) rest(ctx context.Context) error {
@@ -438,7 +452,7 @@ func (p *pacer) rest(ctx context.Context) error {
 	if worked >= time.Millisecond {
 		select {
 		case <-ctx.Done():
-		case <-time.After(worked):
+		case <-time.After(min(worked, pacerLongest)):
 		}
 		p.turn = time.Now()
 	}

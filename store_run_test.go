@@ -73,17 +73,17 @@ func equalRecords(a, b []indexRecord) bool {
 }
 
 // goldenRecords are those of testdata/run-1.run: seqs from 1000, keys with
-// common prefixes, keys of one byte and of 1,024, one with 60 versions.
+// common prefixes, keys of one byte and of 1,024, one with 100 versions.
 func goldenRecords() []indexRecord {
 	var records []indexRecord
 	versions := make(map[string]uint64)
-	for i := range 200 {
+	for i := range 300 {
 		key := fmt.Sprintf("orders/2026/%03d", i*i%97)
 		switch {
 		case i%3 == 0:
 			key = "hot"
-		case i%50 == 1:
-			key = strings.Repeat(string(rune('a'+i/50)), maxKeySize)
+		case i%30 == 1:
+			key = strings.Repeat(string(rune('a'+i/30)), maxKeySize)
 		case i == 20:
 			key = "\x00"
 		case i == 40:
@@ -113,7 +113,7 @@ func goldenRun(t testing.TB) ([]byte, runInfo) {
 	return b, runInfo{
 		level: goldenLevel,
 		first: 1000,
-		last:  1199,
+		last:  1299,
 		keys:  binary.BigEndian.Uint64(b[len(b)-56:]),
 		size:  int64(len(b)),
 		sum:   sha256.Sum256(b[len(b)-56:]),
@@ -139,7 +139,7 @@ func TestRunGolden(t *testing.T) {
 	if info != want {
 		t.Errorf("info is %+v, want %+v", info, want)
 	}
-	if want := "2-00000000000000001000-00000000000000001199.run"; info.name() != want {
+	if want := "2-00000000000000001000-00000000000000001299.run"; info.name() != want {
 		t.Errorf("name is %s, want %s", info.name(), want)
 	}
 	r, err := loadRun(bytes.NewReader(golden), want)
@@ -168,17 +168,20 @@ func TestRunByHand(t *testing.T) {
 	check("format", u32(b[8:]), uint32(1))
 	check("level", u32(b[12:]), uint32(2))
 	check("first", u64(b[16:]), uint64(1000))
-	check("last", u64(b[24:]), uint64(1199))
+	check("last", u64(b[24:]), uint64(1299))
 	f := b[len(b)-56:]
 	indexAt, filterAt, blocks := u64(f[16:]), u64(f[24:]), u32(f[32:])
 	index, filter := b[indexAt:filterAt], b[filterAt:len(b)-56]
-	check("records", u64(f[8:]), uint64(200))
+	check("records", u64(f[8:]), uint64(300))
 	check("CRC of index", u32(f[36:]), crc(index))
 	check("CRC of filter", u32(f[40:]), crc(filter))
 	check("CRC of header", u32(f[44:]), crc(b[:32]))
 	check("CRC of footer", u32(f[48:]), crc(f[:48]))
 	check("end magic", string(f[52:]), "REND")
 
+	if blocks < 3 {
+		t.Errorf("%d blocks, want some", blocks)
+	}
 	var got []indexRecord
 	keys, end := make(map[string]bool), uint64(32)
 	for range blocks {
@@ -268,6 +271,7 @@ func wantDamaged(t *testing.T, err error, info runInfo, what string) {
 }
 
 func TestRunFlippedBytes(t *testing.T) {
+	t.Parallel()
 	b, info := goldenRun(t)
 	dir := t.TempDir()
 	f, err := os.Create(filepath.Join(dir, info.name()))
@@ -291,6 +295,7 @@ func TestRunFlippedBytes(t *testing.T) {
 }
 
 func TestRunCutAndGrown(t *testing.T) {
+	t.Parallel()
 	b, info := goldenRun(t)
 	dir := t.TempDir()
 	path := filepath.Join(dir, info.name())
@@ -435,7 +440,7 @@ func TestRunSeek(t *testing.T) {
 }
 
 func TestKeyFilter(t *testing.T) {
-	const keys = 200_000
+	const keys = 50_000
 	rnd := rand.New(rand.NewPCG(1, 2))
 	f := make(keyFilter, filterSize(keys))
 	for i := range keys {
@@ -490,54 +495,85 @@ func reseal(b []byte) {
 	binary.BigEndian.PutUint32(f[48:], crc(f[:48]))
 }
 
-// FuzzRun opens any bytes as a run and uses it: there may be errors that say
-// it is corrupt, but no panic and no key or position that cannot be.
+// smallRun returns the bytes of a run of n short records.
+func smallRun(t testing.TB, n int) []byte {
+	t.Helper()
+	dir := t.TempDir()
+	info := mustWriteRun(t, dir, 0, benchRecords(0, n))
+	b, err := os.ReadFile(filepath.Join(dir, info.name()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// useBytes opens any bytes as a run, believing what they say of themselves,
+// and uses it. There may be errors that say it is corrupt, but no panic and no
+// key or position that cannot be.
+func useBytes(t *testing.T, b, key []byte) {
+	footer := b[len(b)-runFooterSize:]
+	info := runInfo{
+		level: int(binary.BigEndian.Uint32(b[12:])),
+		first: binary.BigEndian.Uint64(b[16:]),
+		last:  binary.BigEndian.Uint64(b[24:]),
+		keys:  binary.BigEndian.Uint64(footer),
+		size:  int64(len(b)),
+		sum:   sha256.Sum256(footer),
+	}
+	corrupt := func(err error) bool {
+		if err != nil && !errors.Is(err, errCorrupt) {
+			t.Fatal(err)
+		}
+		return err != nil
+	}
+	r, err := loadRun(bytes.NewReader(b), info)
+	if corrupt(err) {
+		return
+	}
+	records, err := readRun(r)
+	corrupt(err)
+	for _, rec := range records {
+		if len(rec.key) == 0 || len(rec.key) > maxKeySize || rec.version == 0 || rec.seq < info.first || rec.seq > info.last {
+			t.Fatalf("read impossible record %+v", rec)
+		}
+	}
+	c := newRunCursor(r)
+	for _, bound := range []bound{newestOf(key), {key, info.first, 1}, {}} {
+		if ok, err := c.seek(bound); !corrupt(err) && ok {
+			_, err = c.skipKey(bytes.Clone(c.key))
+			corrupt(err)
+		}
+	}
+	r.filter.has(hashKey(key))
+}
+
+// TestRunResealed flips every bit of a very small run and makes the checksums right again.
+func TestRunResealed(t *testing.T) {
+	whole := smallRun(t, 8)
+	for i := range 8 * len(whole) {
+		b := slices.Clone(whole)
+		b[i/8] ^= 1 << (i % 8)
+		reseal(b)
+		useBytes(t, b, benchKey(i%8))
+	}
+}
+
+// FuzzRun does it with any bytes, with right and wrong checksums.
 func FuzzRun(f *testing.F) {
-	b, _ := goldenRun(f)
-	f.Add(b, []byte("hot"), false)
-	f.Add(b, []byte("orders/2026/036"), true)
-	small := mustWriteRun(f, f.TempDir(), 0, []indexRecord{{[]byte("k"), position{seq: 0, version: 1}}})
-	f.Add(append(small.appendHeader(nil), b[runHeaderSize:]...), []byte{}, true)
+	golden, _ := goldenRun(f)
+	f.Add(golden, []byte("hot"), false)
+	f.Add(golden, []byte("orders/2026/036"), true)
+	for _, n := range []int{1, 3, 40} { // small ones mutate better
+		f.Add(smallRun(f, n), benchKey(0), true)
+	}
 	f.Fuzz(func(t *testing.T, b, key []byte, seal bool) {
 		if len(b) < runHeaderSize+runFooterSize || len(b) > 1<<20 {
 			return
 		}
+		b = slices.Clone(b)
 		if seal {
 			reseal(b)
 		}
-		footer := b[len(b)-runFooterSize:]
-		info := runInfo{
-			level: int(binary.BigEndian.Uint32(b[12:])),
-			first: binary.BigEndian.Uint64(b[16:]),
-			last:  binary.BigEndian.Uint64(b[24:]),
-			keys:  binary.BigEndian.Uint64(footer),
-			size:  int64(len(b)),
-			sum:   sha256.Sum256(footer),
-		}
-		r, err := loadRun(bytes.NewReader(b), info)
-		if err != nil {
-			if !errors.Is(err, errCorrupt) {
-				t.Fatal(err)
-			}
-			return
-		}
-		records, err := readRun(r)
-		if err != nil && !errors.Is(err, errCorrupt) {
-			t.Fatal(err)
-		}
-		for _, rec := range records {
-			if len(rec.key) == 0 || len(rec.key) > maxKeySize || rec.version == 0 || rec.seq < info.first || rec.seq > info.last {
-				t.Fatalf("read impossible record %+v", rec)
-			}
-		}
-		c := newRunCursor(r)
-		for _, bound := range []bound{newestOf(key), {key, info.first, 1}, {}} {
-			if ok, err := c.seek(bound); err != nil && !errors.Is(err, errCorrupt) {
-				t.Fatal(err)
-			} else if ok {
-				c.skipKey(bytes.Clone(c.key))
-			}
-		}
-		r.filter.has(hashKey(key))
+		useBytes(t, b, key)
 	})
 }

@@ -1,14 +1,11 @@
 """What every scenario stands on: real node processes, an HTTP client, waiting.
 
-Reading order: Client (one request, one Reply), Node (one process), Cluster (n of
-them with their configuration), Scenario (the unittest base that keeps the data
-of a failed test). load.py has writers that remember what was acknowledged,
-truth.py the check that ends every scenario.
-
-SCRIBE_BIN names a ready binary; without it the tree is built once.
-SCRIBE_LONG=1 (or --long) asks for the long variants.
+Reading order: Client, Node (one process), Cluster (n of them), Scenario (the unittest base that keeps the data
+of a failed test). load.py has writers that remember what was acknowledged, truth.py the check at the end.
+SCRIBE_BIN names a ready binary, else the tree is built once; SCRIBE_LONG=1 (or --long) asks for the long variants.
 """
 
+import atexit
 import hashlib
 import http.client
 import json
@@ -55,8 +52,6 @@ def wait_for(what, condition, timeout=20.0, interval=0.02):
         time.sleep(interval)
 
 
-# ---- binary and ports ---------------------------------------------------------------
-
 def binary():
     """Path of the program under test; builds it on the first call."""
     if "SCRIBE_BIN" not in os.environ:
@@ -95,8 +90,6 @@ def free_port():
         _given.add(port)
         return port
 
-
-# ---- HTTP -----------------------------------------------------------------------------
 
 class Reply:
     """An answer. status 0: nobody answered; then sent tells whether the request may have arrived."""
@@ -183,8 +176,6 @@ class Client:
         return reply
 
 
-# ---- one process ------------------------------------------------------------------------
-
 def toml(sections):
     """TOML text of {section: {key: value}}; JSON scalars and lists are TOML too."""
     return "\n".join(f"[{name}]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in keys.items())
@@ -202,6 +193,8 @@ class Node:
         self.log = os.path.join(folder, f"node{number}.log")
         self.url = f"http://127.0.0.1:{self.port}"
         self.client = Client(self.port)
+        self.request, self.get, self.put = self.client.request, self.client.get, self.client.put
+        self.post, self.delete = self.client.post, self.client.delete
         self.process = None
         self.log_start = 0
         self.peak_rss = 0
@@ -250,10 +243,8 @@ class Node:
 
     def wait_exit(self, timeout=15.0):
         """Wait until the process ends by itself; the exit status."""
-        try:
-            return self.process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"node {self.number} still runs after {timeout} s") from None
+        wait_for(f"the end of node {self.number}", lambda: not self.running(), timeout)
+        return self.process.returncode
 
     def output(self):
         """What the process printed since its last start."""
@@ -276,18 +267,23 @@ class Node:
         reply = self.get("/health", timeout=2)
         return reply.json().get("ledger_size") if reply.status in (200, 503) else None
 
-    def __getattr__(self, name):
-        if name in ("request", "get", "put", "post", "delete"):
-            return getattr(self.client, name)
-        raise AttributeError(name)
 
 
-# ---- several processes ------------------------------------------------------------------
+_clusters = []
+
+
+@atexit.register
+def close_all():
+    """End every node of every cluster, also after an interrupt."""
+    for cluster in _clusters:
+        cluster.kill()
+
 
 class Cluster:
     """n nodes that form one cluster; extra sections lie over each node's configuration."""
 
     def __init__(self, n=3, folder=None, data_dirs=None, **sections):
+        _clusters.append(self)
         self.folder = folder or tempfile.mkdtemp(prefix="scribe-e2e-")
         http_ports = [free_port() for _ in range(n)]
         raft_ports = [free_port() for _ in range(n)]
@@ -325,13 +321,10 @@ class Cluster:
                 reply = node.get("/cluster/leader", timeout=2)
                 if reply.status == 200:
                     chosen = self.nodes[int(reply.json()["id"]) - 1]
-                    if chosen.running() and self._leads(chosen):
+                    health = chosen.get("/health", timeout=2) if chosen.running() else None
+                    if health and health.status == 200 and health.json()["role"] == "leader":
                         return chosen
         return wait_for("a leader", found, timeout)
-
-    def _leads(self, node):
-        reply = node.get("/health", timeout=2)
-        return reply.status == 200 and reply.json()["role"] == "leader"
 
     def followers(self):
         leader = self.leader()
@@ -348,6 +341,7 @@ class Cluster:
         nodes = list(nodes or self.running())
         for node in nodes:
             node.process.kill()
+            node.client.forget()
         for node in nodes:
             node.process.wait()
 

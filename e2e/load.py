@@ -1,10 +1,12 @@
-"""Writers that remember what became of every attempt, and the failover stopwatch."""
+"""Writers that remember what became of every attempt, streamed batches, the failover stopwatch."""
 
+import http.client
+import json
 import random
 import threading
 import time
 
-from helpers import raw_path, sha256
+from helpers import NDJSON, raw_path, sha256
 
 ACKED, REFUSED, UNKNOWN = "acknowledged", "refused", "unknown"
 
@@ -95,6 +97,29 @@ class Load:
         shown = int(reply.headers["Scribe-Seq"]) if reply.status == 200 else None
         if reply.status == 404 or (shown is not None and shown < seq):
             self.violations.append(f"node {node.number} showed {key} at {shown} after {seq} was acknowledged")
+
+
+def stream_batch(port, body):
+    """POST /batch of NDJSON, sent from one thread while this one reads; (status, answers)."""
+    conn = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+    conn.putrequest("POST", "/batch")
+    for name, value in {**NDJSON, "Content-Length": str(len(body))}.items():
+        conn.putheader(name, value)
+    conn.endheaders()
+    sock = conn.sock  # getresponse may drop it from conn
+
+    def send():
+        try:
+            sock.sendall(body)
+        except OSError:
+            pass  # the reader sees what happened to the connection
+    sender = threading.Thread(target=send, daemon=True)
+    sender.start()
+    reply = conn.getresponse()
+    answers = [json.loads(line) for line in reply]
+    sender.join(30)
+    sock.close()
+    return reply.status, answers
 
 
 def time_to_next_ack(nodes, key="failover", deadline=20.0):

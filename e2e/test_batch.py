@@ -1,38 +1,14 @@
 """POST /batch with 100,000 NDJSON lines, streamed both ways at once."""
 
-import http.client
-import json
 import threading
 import time
 
 import helpers
-from helpers import NDJSON, Scenario, raw_path
+from helpers import Scenario, raw_path
+from load import stream_batch
 from truth import check
 
 LINES = 100_000
-
-
-def stream(port, body, headers=NDJSON):
-    """Send body from one thread while the answers are read in this one; the answers."""
-    conn = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
-    conn.putrequest("POST", "/batch")
-    for name, value in {**headers, "Content-Length": str(len(body))}.items():
-        conn.putheader(name, value)
-    conn.endheaders()
-
-    def send():
-        try:
-            conn.sock.sendall(body)
-        except OSError:
-            pass  # the reader sees what happened to the connection
-    sender = threading.Thread(target=send, daemon=True)
-    sock_holder = conn.sock  # getresponse may drop conn.sock
-    sender.start()
-    reply = conn.getresponse()
-    answers = [json.loads(line) for line in reply]
-    sender.join(30)
-    sock_holder.close()
-    return reply.status, answers
 
 
 class Batch(Scenario):
@@ -41,7 +17,7 @@ class Batch(Scenario):
         follower = c.followers()[0]
         body = b"".join(b'{"op":"put","key":"batch/%06d","value":"value %d"}\n' % (i, i) for i in range(LINES))
         start = time.monotonic()
-        status, answers = stream(follower.port, body)
+        status, answers = stream_batch(follower.port, body)
         took = time.monotonic() - start
         print(f"{LINES / took:,.0f} entries/s through a follower", end=" ", flush=True)
         self.assertEqual(status, 200)
@@ -63,7 +39,7 @@ class Batch(Scenario):
                 lines.append('{"op":"put","key":"s%d/%d","value":"x"}' % (i, j // 2))
                 if j % 100 == 0:
                     lines.append('{"op":"put","key":"s%d/0","value":"x","if_absent":true}' % i)
-            results[i] = stream(c.nodes[i % 3].port, "\n".join(lines).encode())
+            results[i] = stream_batch(c.nodes[i % 3].port, "\n".join(lines).encode())
         threads = [threading.Thread(target=one, args=(i,)) for i in range(6)]
         for thread in threads:
             thread.start()

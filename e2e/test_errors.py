@@ -131,7 +131,7 @@ class OneNode(Scenario):
             self.assertTrue(answer.startswith(b"HTTP/1.1 413"), answer[:200])
             self.assertIn(b"value_too_large", answer)
         chunks = (b"x" * helpers.MIB for _ in range(33))
-        reply = self.n.request("PUT", "/big", body=chunks, headers={"Transfer-Encoding": "chunked"})
+        reply = self.n.request("PUT", "/big", body=chunks)
         self.assertIn(reply.status, (413, 0), reply)  # 0: closed on us while we were still sending
         self.refuse(self.n.get("/big"), 404, "not_found")
 

@@ -1,0 +1,380 @@
+"""The speed of one node and of three beside a bare net/http server, in one run on the same cores.
+
+python3 e2e/bench.py [--cores 0,1] [--duration 10] [--only put,get,latency,batch,failover,restart,growth]
+                     [--growth 10000000] [--entries 1000000] [--failovers 10] [--dir DIR] [--json FILE]
+
+Everything, wrk included, is pinned to --cores. Ratios are to the bare server driven by the same
+wrk script, measured before and after (the mean counts). growth only runs when it is asked for.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+import helpers
+from helpers import Cluster, free_port, wait_for
+from load import time_to_next_ack
+
+CONNECTIONS = 64
+
+# Each wrk thread has its own Lua state: thread gives it a number, salt tells the runs apart.
+PUT_LUA = """
+local threads = 0
+function setup(thread) thread:set("id", threads); threads = threads + 1 end
+local n, body = 0, string.rep("v", 100)
+function request()
+  n = n + 1
+  return wrk.format("PUT", string.format("/%s%04d%020d", "SALT", id, n), nil, body)
+end
+"""
+GET_LUA = """
+local threads = 0
+function setup(thread) thread:set("id", threads); threads = threads + 1 end
+local keys = {}
+function init(args)
+  math.randomseed(id + 1)
+  for line in io.lines("KEYS") do keys[#keys + 1] = "/" .. line .. "QUERY" end
+end
+function request() return wrk.format("GET", keys[math.random(#keys)]) end
+"""
+DONE_LUA = """
+function done(summary, latency, requests)
+  local e = summary.errors
+  print(string.format('RESULT {"rate":%f,"p50":%f,"p99":%f,"errors":%d}', summary.requests / summary.duration * 1e6,
+    latency:percentile(50) / 1e6, latency:percentile(99) / 1e6, e.connect + e.read + e.write + e.status + e.timeout))
+end
+"""
+
+
+class Bench:
+    """One run: its folder, its clusters, and the rows of the table."""
+
+    def __init__(self, options):
+        self.options, self.rows, self.bare = options, [], {}
+        self.folder = tempfile.mkdtemp(prefix="scribe-bench-", dir=options.dir)
+        self.salts = 0
+        self.wrk_path = find_wrk()
+
+    # ---- measuring
+
+    def wrk(self, port, lua, connections=CONNECTIONS):
+        """Run wrk with a script; its RESULT, or None without wrk."""
+        if not self.wrk_path:
+            return None
+        self.salts += 1
+        script = os.path.join(self.folder, f"run{self.salts}.lua")
+        with open(script, "w") as f:
+            f.write(lua.replace("SALT", f"{self.salts:08d}") + DONE_LUA)
+        threads = min(len(self.options.cores), connections)
+        done = subprocess.run([self.wrk_path, f"-t{threads}", f"-c{connections}", f"-d{self.options.duration}s",
+                               "--timeout", "10s", "-s", script, f"http://127.0.0.1:{port}"],
+                              capture_output=True, text=True, check=True)
+        result = json.loads(re.search("RESULT (.*)", done.stdout)[1])
+        if result["errors"]:
+            print(f"wrk: {result['errors']} errors\n{done.stdout}", file=sys.stderr)
+        return result
+
+    def row(self, name, figure, unit, target="", met=None, ratio=None):
+        """Add one line of the table and show it at once."""
+        self.rows.append({"name": name, "figure": figure, "unit": unit, "ratio": ratio, "target": target, "met": met})
+        print(format_row(self.rows[-1]), flush=True)
+
+    def rated(self, name, result, base, least):
+        """A row for a wrk result as a ratio of base, a rate or None."""
+        if result is None or not base:
+            return self.row(name, None, "skipped: no wrk")
+        ratio = result["rate"] / base
+        met = ratio >= least and not result["errors"]
+        self.row(name, result["rate"], f"/s  p50 {result['p50'] * 1e3:.2f} p99 {result['p99'] * 1e3:.2f} ms"
+                 + (f"  {result['errors']} ERRORS" if result["errors"] else ""), f">= {least}", met, ratio)
+
+    def measure_bare(self, kinds):
+        """Add a measurement of the bare server for each kind of script."""
+        binary = os.path.join(self.folder, "bare")
+        if not os.path.exists(binary):
+            subprocess.run(["go", "build", "-o", binary, os.path.join(helpers.ROOT, "e2e", "bare_server.go")], check=True)
+        port = free_port()
+        process = subprocess.Popen([binary, "-addr", f"127.0.0.1:{port}"])
+        try:
+            wait_for("the bare server", lambda: helpers.Client(port).get("/").status == 204)
+            for kind, lua in kinds.items():
+                result = self.wrk(port, lua)
+                if result:
+                    self.bare.setdefault(kind, []).append(result["rate"])
+                    self.row(f"bare server {kind}", result["rate"], "/s")
+        finally:
+            process.kill()
+            process.wait()
+
+    def base(self, kind):
+        return statistics.mean(self.bare[kind]) if self.bare.get(kind) else None
+
+    def cluster(self, n, **sections):
+        folder = tempfile.mkdtemp(prefix=f"nodes{n}-", dir=self.folder)
+        return Cluster(n, folder=folder, **sections).start()
+
+    # ---- the parts
+
+    def run_put_get(self, parts):
+        """PUT and GET of one and three nodes between two measurements of the bare server."""
+        keys = os.path.join(self.folder, "keys")
+        with open(keys, "w") as f:
+            f.writelines(key + "\n" for key in random_keys(100_000))
+        get = GET_LUA.replace("KEYS", keys).replace("QUERY", "")
+        kinds = {kind: lua for kind, lua in (("PUT", PUT_LUA), ("GET", get)) if kind.lower() in parts}
+        self.measure_bare(kinds)
+        results = {}
+        if "put" in parts:
+            one = self.cluster(1)
+            results["one"] = self.wrk(one.nodes[0].port, PUT_LUA)
+            one.close()
+        three = self.cluster(3)
+        leader, follower = three.leader(), three.followers()[0]
+        if "put" in parts:
+            results["leader"] = self.wrk(leader.port, PUT_LUA)
+            results["follower"] = self.wrk(follower.port, PUT_LUA)
+        if "get" in parts:
+            with open(keys) as f:
+                send_batch(leader.port, batch_body(f.read().split()))
+            for name, query in (("linear", ""), ("stale", "?consistency=stale")):
+                for place, node in (("leader", leader), ("follower", follower)):
+                    lua = GET_LUA.replace("KEYS", keys).replace("QUERY", query)
+                    results[f"{name} {place}"] = self.wrk(node.port, lua)
+        three.close()
+        self.measure_bare(kinds)
+        if "put" in parts:
+            self.rated("one node, PUT", results["one"], self.base("PUT"), 0.5)
+            self.rated("three nodes, PUT through the leader", results["leader"], self.base("PUT"), 0.25)
+            through_leader = results["leader"] and results["leader"]["rate"]
+            self.rated("three nodes, PUT through a follower (to leader)", results["follower"], through_leader, 0.8)
+        for name, least in (("linear", 0.45), ("stale", 0.65)) if "get" in parts else ():
+            for place in ("leader", "follower"):
+                self.rated(f"three nodes, {name} GET on the {place}", results[f"{name} {place}"], self.base("GET"), least)
+
+    def run_latency(self):
+        """One connection, beside the disk's own append + fdatasync in the same folder."""
+        three = self.cluster(3)
+        before = disk_p50(self.folder)
+        result = self.wrk(three.leader().port, PUT_LUA, connections=1)
+        disk = statistics.mean([before, disk_p50(self.folder)])
+        three.close()
+        self.row("disk, 4 KiB append + fdatasync p50", disk * 1e3, "ms")
+        if result:
+            ratio = result["p50"] / disk
+            self.row("three nodes, PUT p50, one connection", result["p50"] * 1e3, "ms", "<= 4", ratio <= 4, ratio)
+
+    def run_batch(self):
+        """NDJSON from four streams over three nodes; bodies are made before the clock starts."""
+        three = self.cluster(3)
+        bodies = [batch_body(random_keys(250_000), b"a small value") for _ in range(4)]
+        leader = three.leader()
+        for name, ports in (("leader", [leader.port] * 4), ("all nodes", [three.nodes[i % 3].port for i in range(4)])):
+            start = time.monotonic()
+            counts = in_threads(send_batch, list(zip(ports, bodies)))
+            rate = sum(counts) / (time.monotonic() - start)
+            self.row(f"three nodes, POST /batch ndjson, {name}", rate, "entries/s", ">= 150000", rate >= 150_000)
+        three.close()
+
+    def run_failover(self):
+        """kill -9 of the leader, again and again."""
+        three = self.cluster(3)
+        times = []
+        for _ in range(self.options.failovers):
+            leader = three.leader()
+            leader.kill()
+            times.append(time_to_next_ack(three.running()))
+            leader.start().wait_ready()
+        three.close()
+        self.row(f"failover, worst of {len(times)}", max(times), "s", "<= 2", max(times) <= 2)
+        self.row("failover, median", statistics.median(times), "s")
+
+    def run_restart(self):
+        """Restart after kill -9 with many entries."""
+        one = self.cluster(1)
+        node = one.nodes[0]
+        for _ in range(0, self.options.entries, 100_000):
+            send_batch(node.port, batch_body(random_keys(100_000)))
+        node.kill()
+        took = timed_restart(node)
+        self.row(f"restart after {self.options.entries:,} entries", took, "s", "< 3", took < 3)
+        one.close()
+
+    def run_growth(self, total, chunk=100_000):
+        """Random 32-byte keys into one node: ingest, GET and memory must not depend on how many there are."""
+        one = self.cluster(1)
+        node = one.nodes[0]
+        times, sample, gets = [], [], {}
+        keep = max(1, total // 200_000)
+        for done in range(chunk, total + chunk, chunk):
+            keys = random_keys(chunk)
+            body = batch_body(keys)
+            start = time.monotonic()
+            send_batch(node.port, body)
+            times.append(time.monotonic() - start)
+            sample += keys if done == chunk else keys[::keep]
+            if done in (chunk, total):
+                gets[done] = self.get_sample(node, sample)
+            if done == chunk:
+                sample = sample[::keep]
+            if done % 1_000_000 == 0:
+                rate = 1_000_000 / sum(times[-10:])
+                print(f"  {done:,} keys: {rate:,.0f}/s, RSS {current_rss(node) / helpers.MIB:.0f} MiB", flush=True)
+        million = 1_000_000 // chunk
+        first, last = sum(times[:million]), sum(times[-million:])
+        self.row(f"growth, ingest, last million of {total:,}", 1e6 / last, "/s", ">= 0.8", first / last >= 0.8, first / last)
+        if gets[total]:
+            self.rated(f"growth, GET at {total:,} keys (to 100,000)", gets[total], gets[chunk]["rate"], 0.7)
+        rss = current_rss(node) / helpers.MIB
+        self.row("growth, RSS at the end", rss, f"MiB  peak {node.note_rss() / helpers.MIB:.0f}", "< 400", rss < 400)
+        node.kill()
+        self.row("growth, restart", timed_restart(node), "s")
+        one.close()
+
+    def get_sample(self, node, keys):
+        path = os.path.join(self.folder, "sample")
+        with open(path, "w") as f:
+            f.writelines(key + "\n" for key in keys)
+        return self.wrk(node.port, GET_LUA.replace("KEYS", path).replace("QUERY", ""))
+
+
+# ---- tools ------------------------------------------------------------------------------
+
+def find_wrk():
+    """Path of wrk, installed if that is possible; None otherwise, said clearly."""
+    if not shutil.which("wrk") and os.getuid() == 0 and shutil.which("apt-get"):
+        subprocess.run("apt-get update -q && apt-get install -qy wrk", shell=True, capture_output=True)
+    if not shutil.which("wrk"):
+        print("wrk is missing and cannot be installed: the rows that need it are skipped", file=sys.stderr)
+    return shutil.which("wrk")
+
+
+def random_keys(n):
+    """n random keys of 32 bytes (hex digits)."""
+    text = os.urandom(16 * n).hex()
+    return [text[i:i + 32] for i in range(0, 32 * n, 32)]
+
+
+def batch_body(keys, value=b"v" * 100):
+    end = b'","value":"' + value + b'"}\n'
+    return b"".join(b'{"op":"put","key":"' + key.encode() + end for key in keys)
+
+
+def send_batch(port, body):
+    """POST one NDJSON batch and read the whole answer; how many lines were applied."""
+    sock = socket.create_connection(("127.0.0.1", port), timeout=120)
+    sock.sendall(b"POST /batch HTTP/1.1\r\nHost: bench\r\nContent-Type: application/x-ndjson\r\n"
+                 b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body))
+    sender = threading.Thread(target=sock.sendall, args=(body,), daemon=True)
+    sender.start()
+    count, tail = 0, b""
+    while data := sock.recv(1 << 20):
+        data = tail + data
+        count += data.count(b'"leaf_hash"')
+        tail = data[-(len('"leaf_hash"') - 1):]
+    sender.join()
+    sock.close()
+    if count != body.count(b"\n"):
+        raise AssertionError(f"batch: {count} of {body.count(10)} lines applied; the answer ends {tail!r}")
+    return count
+
+
+def in_threads(call, arguments):
+    """call(*a) for each of arguments at once; the results in order."""
+    results = [None] * len(arguments)
+
+    def one(i):
+        results[i] = call(*arguments[i])
+    threads = [threading.Thread(target=one, args=(i,)) for i in range(len(arguments))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def disk_p50(folder, seconds=3.0):
+    """Median time in seconds of appending 4 KiB and fdatasync in folder."""
+    path, block, times = os.path.join(folder, "disk"), os.urandom(4096), []
+    fd = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        start = time.perf_counter()
+        os.write(fd, block)
+        os.fdatasync(fd)
+        times.append(time.perf_counter() - start)
+    os.close(fd)
+    os.remove(path)
+    return statistics.median(times)
+
+
+def timed_restart(node):
+    """Seconds from the start of the process until it serves."""
+    start = time.monotonic()
+    node.start().wait_ready(120)
+    return time.monotonic() - start
+
+
+def current_rss(node):
+    with open(f"/proc/{node.process.pid}/status") as f:
+        return int(re.search(r"VmRSS:\s+(\d+) kB", f.read())[1]) * 1024
+
+
+def format_row(row):
+    """One line of the table."""
+    figure = "-" if row["figure"] is None else f"{row['figure']:,.{0 if row['figure'] >= 1000 else 3}f}"
+    ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
+    verdict = {None: "", True: "met", False: "MISSED"}[row["met"]]
+    return f"{row['name']:<52} {figure:>12} {row['unit']:<34} {ratio:>6} {row['target']:>10} {verdict}"
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description="Scribe Ledger beside a bare net/http server")
+    parser.add_argument("--cores", default="0,1", type=lambda s: {int(c) for c in s.split(",")})
+    parser.add_argument("--duration", default=10, type=int, help="seconds of each wrk run")
+    parser.add_argument("--only", default="put,get,latency,batch,failover,restart", type=lambda s: set(s.split(",")))
+    parser.add_argument("--growth", default=0, type=int, metavar="KEYS", help="run the growth test with so many keys")
+    parser.add_argument("--entries", default=1_000_000, type=int, help="entries before the restart")
+    parser.add_argument("--failovers", default=10, type=int)
+    parser.add_argument("--dir", default=None, help="where the data goes; the disk matters")
+    parser.add_argument("--json", default=None, metavar="FILE", help="write the rows there (- for standard output)")
+    return parser.parse_args()
+
+
+def main():
+    options = parse_arguments()
+    os.sched_setaffinity(0, options.cores)  # children inherit it
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    helpers.binary()
+    bench = Bench(options)
+    try:
+        if options.only & {"put", "get"}:
+            bench.run_put_get(options.only)
+        for part in ("latency", "batch", "failover", "restart"):
+            if part in options.only:
+                getattr(bench, f"run_{part}")()
+        if options.growth:
+            bench.run_growth(options.growth)
+    finally:
+        helpers.close_all()
+        shutil.rmtree(bench.folder, ignore_errors=True)
+    print("\n" + "\n".join(format_row(row) for row in bench.rows))
+    if options.json:
+        with open(1 if options.json == "-" else options.json, "w", closefd=options.json != "-") as f:
+            json.dump(bench.rows, f, indent=1)
+    missed = [row["name"] for row in bench.rows if row["met"] is False]
+    print(f"\n{sum(row['met'] is True for row in bench.rows)} targets met, {len(missed)} missed")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
