@@ -149,11 +149,20 @@ func TestServe(t *testing.T) {
 	if !warned {
 		t.Error("no warning of a setting without effect")
 	}
-	resp, err := http.Get(url + "/health/live")
-	if err != nil {
-		t.Fatal(err)
+	for ready := false; !ready; {
+		resp, err := http.Get(url + "/health")
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		ready = resp.StatusCode == http.StatusOK
+		select {
+		case <-ctx.Done():
+			t.Fatal("the node does not get ready")
+		case <-stderr.lines: // it tells what it does
+		case <-time.After(5 * time.Millisecond):
+		}
 	}
-	resp.Body.Close()
 
 	// A second node on the same port ends with one line.
 
