@@ -571,7 +571,7 @@ func TestReadersDuringMerges(t *testing.T) {
 			}
 		})
 	}
-	for range 40 {
+	for range 2 * mergeWidth {
 		if err := x.add(mustWriteRun(t, dir, 0, m.grow(100))); err != nil {
 			t.Error(err)
 		}

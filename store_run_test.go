@@ -270,26 +270,25 @@ func wantDamaged(t *testing.T, err error, info runInfo, what string) {
 	}
 }
 
+// useBytesAs is useRun for a run in memory.
+func useBytesAs(b []byte, info runInfo) error {
+	r, err := loadRun(bytes.NewReader(b), info)
+	if err != nil {
+		return damagedRun(info, err)
+	}
+	_, err = readRun(r)
+	return err
+}
+
 func TestRunFlippedBytes(t *testing.T) {
 	t.Parallel()
 	b, info := goldenRun(t)
-	dir := t.TempDir()
-	f, err := os.Create(filepath.Join(dir, info.name()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	f.Write(b)
-	if err := useRun(dir, info); err != nil {
-		t.Fatal(err)
-	}
 	for i := range b {
-		flipped := [1]byte{b[i] ^ 1<<(i%8)}
-		f.WriteAt(flipped[:], int64(i))
-		wantDamaged(t, useRun(dir, info), info, fmt.Sprintf("byte %d flipped", i))
-		f.WriteAt(b[i:i+1], int64(i))
+		b[i] ^= 1 << (i % 8)
+		wantDamaged(t, useBytesAs(b, info), info, fmt.Sprintf("byte %d flipped", i))
+		b[i] ^= 1 << (i % 8)
 	}
-	if err := useRun(dir, info); err != nil {
+	if err := useBytesAs(b, info); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -311,7 +310,7 @@ func TestRunCutAndGrown(t *testing.T) {
 		wantDamaged(t, useRun(dir, info), info, what)
 		short := info
 		short.size = int64(n) // as if the list agreed
-		wantDamaged(t, useRun(dir, short), short, what)
+		wantDamaged(t, useBytesAs(b[:n], short), short, what)
 	}
 	os.Remove(path)
 	err := useRun(dir, info)
