@@ -23,6 +23,7 @@ import (
 //	raft_identity.go   who this node is: node.json
 //	raft_join.go       how a cluster forms and how a node joins one
 //	raft_pack.go       from a request to a log entry and back
+//	raft_stream.go     what nodes ask each other all the time
 //	raft_read.go       linearizable reads
 //	raft_seal.go       when segments are sealed and confirmed
 //	raft_snapshot.go   snapshots and the segments they name
@@ -40,6 +41,7 @@ type node struct {
 	transport *raftTransport
 	packer    packer
 	reads     readRounds
+	streams   streamTable
 	bodies    budget
 	peers     peerTable
 	ctx       context.Context // ends when the node closes
@@ -56,6 +58,7 @@ type node struct {
 	uploads  sync.Mutex    // held by the leader for an upload or a seal: never both at a time
 	failures chan error
 	fetches  segmentFetcher
+	lostAt   atomic.Int64  // Unix ms since when no leader is known, 0 = one is
 	lastD    atomic.Uint64 // Raft index of the newest checkpoint: the log before it goes with the next
 
 	// Unix ms at which Raft began to refuse entries for a leadership transfer, 0 = it does not.
@@ -116,7 +119,7 @@ func openNode(o nodeOptions) (_ *node, err error) {
 	}
 	n := &node{o: o, sealNow: make(chan struct{}, 1), failures: make(chan error, 1)}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
-	n.packer.n, n.reads.n, n.fetches.n = n, n, n
+	n.packer.n, n.reads.n, n.fetches.n, n.streams.n = n, n, n, n
 	n.bodies.free = max(bodyBudget, 2*o.maxValueSize)
 	n.changing.init()
 	defer func() {
@@ -152,6 +155,8 @@ func openNode(o nodeOptions) (_ *node, err error) {
 		}
 	}
 	n.port.serveHTTP(n.internalRoutes())
+	questions := n.port.listen(kindStream)
+	n.done.Go(func() { n.streamLoop(questions) })
 	n.done.Go(n.diskLoop)
 	n.done.Go(n.peerLoop)
 	if !self.formed() {
@@ -356,9 +361,23 @@ func (n *node) observeLeader(r *raft.Raft) {
 		case <-n.ctx.Done():
 			return
 		case <-ch:
+			n.leaderless()
 			n.changing.fire()
 		}
 	}
+}
+
+// leaderless returns for how long this node has known no leader.
+func (n *node) leaderless() time.Duration {
+	if addr, _ := n.leaderServer(); addr != "" {
+		n.lostAt.Store(0)
+		return 0
+	}
+	now := n.o.now().UnixMilli()
+	if n.lostAt.CompareAndSwap(0, now) {
+		return 0
+	}
+	return time.Duration(now-n.lostAt.Load()) * time.Millisecond
 }
 
 // leads tells whether this node is the leader as far as it knows.
@@ -400,7 +419,29 @@ func (n *node) diskLoop() {
 		} else if n.diskFull.Swap(full) != full {
 			n.o.logger.Warn("disk high-water mark", "above", full)
 		}
+		if full && n.leads() {
+			n.leaveForRoom()
+		}
 		n.pause(diskEvery)
+	}
+}
+
+// leaveForRoom hands leadership to a voter that has room on its disk, if there
+// is one.
+func (n *node) leaveForRoom() {
+	for _, s := range n.voters() {
+		p, ok := n.peers.get(s.ID)
+		if !ok || p.DiskFull || p.state(n.o.now()) != stateAlive {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(n.ctx, 5*time.Second)
+		err := n.transfer(ctx, p.ID)
+		cancel()
+		if err == nil {
+			n.o.logger.Warn("leadership handed over for want of disk space", "to", p.ID)
+			return
+		}
+		n.o.logger.Warn("handing over leadership for want of disk space", "to", p.ID, "error", err)
 	}
 }
 
@@ -480,6 +521,9 @@ func (n *node) release() error {
 		errs = append(errs, n.port.close())
 	}
 	n.done.Wait()
+	if r := n.raft.Load(); r != nil { // it may have started since
+		errs = append(errs, r.Shutdown().Error())
+	}
 	if n.store != nil {
 		errs = append(errs, n.store.close())
 	}
@@ -526,9 +570,7 @@ func (n *node) internalRoutes() http.Handler {
 	m.HandleFunc("POST /pledge", n.servePledge)
 	m.HandleFunc("POST /form", n.serveForm)
 	m.HandleFunc("POST /join", n.serveJoin)
-	m.HandleFunc("POST /pack", n.servePack)
-	m.HandleFunc("GET /term", n.serveTerm)
-	m.HandleFunc("GET /confirm", n.serveConfirm)
+	m.HandleFunc("POST /pack", n.serveLarge)
 	m.HandleFunc("POST /seal", n.serveSeal)
 	m.HandleFunc("POST /transfer", n.serveTransfer)
 	m.HandleFunc("GET /segments/{id}", n.serveSegment)

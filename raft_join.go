@@ -44,6 +44,7 @@ type hello struct {
 	Version     string `json:"version"`
 	Applied     uint64 `json:"applied"` // entries
 	Index       uint64 `json:"index"`   // Raft index applied
+	DiskFull    bool   `json:"disk_full,omitempty"`
 }
 
 // joinRequest asks for membership.
@@ -400,7 +401,7 @@ func (n *node) hello() hello {
 	h := hello{
 		ID: self.NodeID, Incarnation: self.Incarnation, Name: self.ClusterName, ClusterID: self.ClusterID,
 		Expect: n.o.expect, HTTP: n.o.httpURL, Raft: n.o.raftAddr, Region: n.o.region, Version: n.o.version,
-		Applied: n.store.size(),
+		Applied: n.store.size(), DiskFull: n.diskFull.Load(),
 	}
 	if self.Pledge != nil {
 		h.Pledge = self.Pledge.ClusterID

@@ -2,12 +2,14 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -31,18 +33,60 @@ const (
 
 // waiting is a request on its way.
 type waiting struct {
-	body []byte // encoded request; nil for one that is packed alone
+	body []byte // encoded request
 	done func(result, error)
 }
 
-// packer gathers requests. Its zero value with n set is ready.
+// flight is a pack on its way. Requests that came one after the other are
+// applied in that order: packs start in order, on one connection, and when one
+// was not applied, those that follow land first and then start again behind it.
+type flight struct {
+	pack   []waiting
+	number uint64      // order of the first start
+	expiry *time.Timer // answers the requests after the write time-out
+	state  atomic.Int32
+}
+
+// The states of a flight. Only one that is at home is certainly not applied.
+const (
+	flightHome     = 0 // not sent, or sent and certainly not applied
+	flightAway     = 1 // sent: it may be applied
+	flightAnswered = 2
+)
+
+// answer gives the requests of a flight their results, or err, if it is in the
+// state from; it tells whether it was.
+func (f *flight) answer(from int32, results []result, err error) bool {
+	if !f.state.CompareAndSwap(from, flightAnswered) {
+		return false
+	}
+	f.expiry.Stop()
+	if err == nil && len(results) != len(f.pack) {
+		err = fmt.Errorf("%w: %d results for %d requests", errUnknownOutcome, len(results), len(f.pack))
+	}
+	for i := range f.pack {
+		if err != nil {
+			f.pack[i].done(result{}, err)
+		} else {
+			f.pack[i].done(results[i], nil)
+		}
+	}
+	return true
+}
+
+// packer gathers requests into packs. Its zero value with n set is ready.
 type packer struct {
-	n       *node
+	n     *node
+	large sync.Mutex // held while a request that needs parts is encoded and sent
+
 	mu      sync.Mutex
-	queue   []waiting
-	bytes   int
-	flights int
-	large   sync.Mutex // held while a large request is encoded and sent
+	queue   []waiting // not in a pack yet
+	bytes   int       // of queue
+	again   []*flight // not applied, to be started again, first of all
+	flying  int
+	last    uint64
+	running bool          // dispatch runs
+	landed  chan struct{} // tells dispatch that a flight has landed or a request came
 }
 
 // submit has one request agreed and returns the FSM's answer. It returns
@@ -67,12 +111,12 @@ func (n *node) submit(ctx context.Context, r *request) (result, error) {
 }
 
 // submitAsync is submit for callers that do not wait: done is called once, from
-// any goroutine, within the write time-out. If it returns an error, done is
-// never called and nothing was applied.
+// any goroutine, within the write time-out. Requests of one caller are applied
+// in the order of its calls, except that one of more than packSize bytes finds
+// its own place: let those before it be done first, and it before those after
+// it. If submitAsync returns an error, done is never called and nothing was
+// applied.
 func (n *node) submitAsync(r *request, done func(result, error)) error {
-	if n.diskFull.Load() {
-		return errDiskFull
-	}
 	size := requestSize(r)
 	if size > packSize {
 		n.done.Go(func() { n.upload(r, done) })
@@ -90,166 +134,249 @@ func (p *packer) add(w waiting) error {
 	}
 	p.queue = append(p.queue, w)
 	p.bytes += len(w.body)
-	if p.flights < packFlights {
-		p.flights++
-		go p.fly()
+	if !p.running {
+		p.running = true
+		if p.landed == nil {
+			p.landed = make(chan struct{}, 1)
+		}
+		go p.dispatch()
+	} else if p.flying < packFlights {
+		p.poke()
 	}
 	return nil
 }
 
-// take returns the next pack, nil when there is none; the flight then ends.
-func (p *packer) take() []waiting {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+// poke makes dispatch look again; mu must be held.
+func (p *packer) poke() {
+	select {
+	case p.landed <- struct{}{}:
+	default:
+	}
+}
+
+// dispatch starts flights in order until there is nothing left to do.
+func (p *packer) dispatch() {
+	for {
+		p.mu.Lock()
+		f := p.next()
+		idle := f == nil && p.flying == 0
+		if f != nil {
+			p.flying++
+		}
+		p.running = !idle
+		p.mu.Unlock()
+		switch {
+		case idle:
+			return
+		case f == nil:
+			<-p.landed
+		default:
+			p.start(f)
+		}
+	}
+}
+
+// next returns the flight to start now, nil if it has to wait; mu must be held.
+func (p *packer) next() *flight {
+	if len(p.again) > 0 {
+		if p.flying > 0 {
+			return nil // those behind must land first
+		}
+		f := p.again[0]
+		p.again = p.again[1:]
+		return f
+	}
+	if p.flying >= packFlights || len(p.queue) == 0 {
+		return nil
+	}
 	size, k := 0, 0
 	for k < len(p.queue) && (k == 0 || size+len(p.queue[k].body) <= packSize) {
 		size += len(p.queue[k].body)
 		k++
 	}
-	pack := p.queue[:k:k]
+	p.last++
+	f := &flight{pack: p.queue[:k:k], number: p.last}
 	p.queue = p.queue[k:]
 	p.bytes -= size
-	if k == 0 {
-		p.flights--
-		return nil
-	}
-	return pack
+	f.expiry = time.AfterFunc(p.n.o.writeTimeout, func() { p.expire(f) })
+	return f
 }
 
-// fly sends packs until the queue is empty.
-func (p *packer) fly() {
-	for pack := p.take(); pack != nil; pack = p.take() {
-		if !p.send(pack) {
-			return
+// expire answers the requests of a flight that takes too long.
+func (p *packer) expire(f *flight) {
+	if !f.answer(flightHome, nil, errNoLeader) && f.answer(flightAway, nil, errUnknownOutcome) {
+		p.land() // it holds up nobody any more
+	}
+}
+
+// land notes that a flight is over.
+func (p *packer) land() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.flying--
+	p.poke()
+}
+
+// start proposes a pack wherever the leader is and has somebody wait for it.
+func (p *packer) start(f *flight) {
+	size := packHeaderSize
+	for i := range f.pack {
+		size += len(f.pack[i].body)
+	}
+	body := make([]byte, packHeaderSize, size)
+	for i := range f.pack {
+		body = append(body, f.pack[i].body...)
+	}
+	changed := p.n.changing.next()
+	if !f.state.CompareAndSwap(flightHome, flightAway) { // it expired
+		p.land()
+		return
+	}
+	land := p.n.sendPack(body)
+	go func() {
+		results, err := land()
+		if errors.Is(err, errNotApplied) && !errors.Is(err, errDiskFull) {
+			p.retry(f, changed, err)
+		} else if f.answer(flightAway, results, err) {
+			p.land()
 		}
-	}
+	}()
 }
 
-// send has one pack agreed and answers its requests. It returns false if that
-// took longer than the write time-out: the requests were answered then, and
-// another flight has taken this one's place.
-func (p *packer) send(pack []waiting) bool {
-	var answered atomic.Bool
-	late := time.AfterFunc(p.n.o.writeTimeout, func() {
-		if answered.CompareAndSwap(false, true) {
-			finish(pack, nil, errUnknownOutcome)
-			p.mu.Lock()
-			p.flights--
-			p.mu.Unlock()
-		}
-	})
-	size := 0
-	for i := range pack {
-		size += len(pack[i].body)
+// retry puts a flight that was not applied back, unless there has been no
+// leader for too long, and lets a moment pass.
+func (p *packer) retry(f *flight, changed <-chan struct{}, err error) {
+	if !f.state.CompareAndSwap(flightAway, flightHome) {
+		return // it expired, and landed then
 	}
-	body := make([]byte, packHeaderSize, packHeaderSize+size)
-	for i := range pack {
-		body = append(body, pack[i].body...)
+	if p.n.leaderless() > p.n.patience() {
+		f.answer(flightHome, nil, fmt.Errorf("%w: %w", errNoLeader, err))
+		p.land()
+		return
 	}
-	results, err := p.n.agree(body)
-	late.Stop()
-	if !answered.CompareAndSwap(false, true) {
-		return false
+	select {
+	case <-changed:
+	case <-time.After(20 * time.Millisecond):
 	}
-	if err == nil && len(results) != len(pack) {
-		err = fmt.Errorf("%w: %d results for %d requests", errCorrupt, len(results), len(pack))
-	}
-	finish(pack, results, err)
-	return true
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.again = append(p.again, f)
+	slices.SortFunc(p.again, func(a, b *flight) int { return cmp.Compare(a.number, b.number) })
+	p.flying--
+	p.poke()
 }
 
-// finish answers all requests of a pack.
-func finish(pack []waiting, results []result, err error) {
-	for i := range pack {
-		if err != nil {
-			pack[i].done(result{}, err)
-		} else {
-			pack[i].done(results[i], nil)
-		}
-	}
-}
-
-// upload has a request agreed that is too large to share a pack.
+// upload has a request agreed that is too large for a pack, by itself.
 func (n *node) upload(r *request, done func(result, error)) {
-	var answered atomic.Bool
-	late := time.AfterFunc(n.o.writeTimeout, func() {
-		if answered.CompareAndSwap(false, true) {
-			done(result{}, errUnknownOutcome)
+	f := &flight{pack: []waiting{{done: done}}}
+	f.expiry = time.AfterFunc(n.o.writeTimeout, func() {
+		if !f.answer(flightHome, nil, errNoLeader) {
+			f.answer(flightAway, nil, errUnknownOutcome)
 		}
 	})
 	n.packer.large.Lock() // one encoded copy at a time
-	var results []result
-	err := errOverloaded
-	if !answered.Load() {
-		body := appendRequest(make([]byte, packHeaderSize, packHeaderSize+requestSize(r)), r)
-		results, err = n.agree(body)
+	defer n.packer.large.Unlock()
+	var body []byte
+	for f.state.CompareAndSwap(flightHome, flightAway) {
+		if body == nil {
+			body = appendRequest(make([]byte, packHeaderSize, packHeaderSize+requestSize(r)), r)
+		}
+		changed := n.changing.next()
+		results, err := n.sendLarge(body)
+		if !errors.Is(err, errNotApplied) || errors.Is(err, errDiskFull) {
+			f.answer(flightAway, results, err)
+			return
+		}
+		f.state.CompareAndSwap(flightAway, flightHome)
+		if n.leaderless() > n.patience() {
+			f.answer(flightHome, nil, fmt.Errorf("%w: %w", errNoLeader, err))
+			return
+		}
+		select {
+		case <-changed:
+		case <-time.After(20 * time.Millisecond):
+		}
 	}
-	n.packer.large.Unlock()
-	late.Stop()
-	if !answered.CompareAndSwap(false, true) {
-		return
-	}
-	if err == nil && len(results) != 1 {
-		err = fmt.Errorf("%w: %d results for one request", errCorrupt, len(results))
-	}
-	if err != nil {
-		done(result{}, err)
-		return
-	}
-	done(results[0], nil)
 }
 
 // errNotApplied is wrapped by errors after which a pack may be sent again: it
 // was certainly not applied.
 var errNotApplied = errors.New("not applied")
 
-// agree has a pack agreed wherever the leader is. body has room for the pack's
-// header in front. While there is no leader it waits for as long as an
-// election may take.
-func (n *node) agree(body []byte) ([]result, error) {
-	var patience <-chan time.Time
-	for {
-		changed := n.changing.next()
-		var results []result
-		err := fmt.Errorf("%w: %w", errNotApplied, errNoLeader)
-		if n.leads() {
-			results, err = n.propose(body)
-		} else if addr, _ := n.leaderServer(); addr != "" {
-			results, err = n.forward(string(addr), body[packHeaderSize:])
+// failedLanding is a landing that brings nothing but err.
+func failedLanding(err error) func() ([]result, error) {
+	return func() ([]result, error) { return nil, err }
+}
+
+// sendPack proposes a pack wherever the leader is, in the order of the calls,
+// and returns how to wait for its results. body has room for the pack's header
+// in front.
+func (n *node) sendPack(body []byte) func() ([]result, error) {
+	if n.leads() {
+		return n.proposePack(body)
+	}
+	addr, _ := n.leaderServer()
+	if addr == "" {
+		return failedLanding(fmt.Errorf("%w: %w", errNotApplied, errNoLeader))
+	}
+	ctx, cancel := context.WithTimeout(n.ctx, time.Second)
+	defer cancel()
+	stream, err := n.streams.to(ctx, string(addr), true)
+	if err != nil {
+		return failedLanding(fmt.Errorf("%w: %w", errNotApplied, err))
+	}
+	answer, err := stream.ask(askPack, body[packHeaderSize:])
+	if err != nil {
+		return failedLanding(fmt.Errorf("%w: %w", errNotApplied, err))
+	}
+	return func() ([]result, error) {
+		a := <-answer
+		if a.err != nil {
+			return nil, fmt.Errorf("%w: %w", errUnknownOutcome, a.err)
 		}
-		if !errors.Is(err, errNotApplied) || errors.Is(err, errDiskFull) {
-			return results, err
+		if err := answerError(&a.streamFrame); err != nil {
+			return nil, err
 		}
-		if patience == nil {
-			patience = time.After(n.patience())
-		}
-		select {
-		case <-changed:
-		case <-time.After(20 * time.Millisecond):
-		case <-patience:
-			return nil, fmt.Errorf("%w: %w", errNoLeader, err)
-		case <-n.ctx.Done():
-			return nil, errNoLeader
-		}
+		return parseResults(a.payload)
 	}
 }
 
-// propose puts a pack into the Raft log and returns the FSM's results.
-func (n *node) propose(body []byte) ([]result, error) {
-	if n.diskFull.Load() {
-		return nil, fmt.Errorf("%w: %w", errNotApplied, errDiskFull)
+// proposePack puts a pack into the Raft log, in the order of the calls, and
+// returns how to wait for the FSM's results.
+func (n *node) proposePack(body []byte) func() ([]result, error) {
+	if err := n.mayPropose(); err != nil {
+		return failedLanding(err)
 	}
-	if err := n.waitBacklog(); err != nil {
+	appendPackHeader(body[:0], n.o.now().UnixMilli())
+	f := n.raft.Load().Apply(body, enqueueLimit)
+	return func() ([]result, error) {
+		if err := f.Error(); err != nil {
+			return nil, n.fate(err)
+		}
+		n.transferStuck.Store(0)
+		return n.resultsOf(f.Response())
+	}
+}
+
+// sendLarge has a pack agreed that travels in parts, wherever the leader is.
+func (n *node) sendLarge(body []byte) ([]result, error) {
+	if n.leads() {
+		return n.proposeLarge(body)
+	}
+	addr, _ := n.leaderServer()
+	if addr == "" {
+		return nil, fmt.Errorf("%w: %w", errNotApplied, errNoLeader)
+	}
+	return n.forwardLarge(string(addr), body[packHeaderSize:])
+}
+
+// proposeLarge puts a pack into the Raft log in parts.
+func (n *node) proposeLarge(body []byte) ([]result, error) {
+	if err := n.mayPropose(); err != nil {
 		return nil, err
 	}
 	appendPackHeader(body[:0], n.o.now().UnixMilli())
-	var response any
-	var err error
-	if len(body) <= packHeaderSize+packSize {
-		response, err = n.apply(body)
-	} else {
-		response, err = n.applyInParts(body)
-	}
+	response, err := n.applyInParts(body)
 	if err != nil {
 		return nil, err
 	}
@@ -258,6 +385,15 @@ func (n *node) propose(body []byte) ([]result, error) {
 		err = fmt.Errorf("%w: %w", errNotApplied, err)
 	}
 	return results, err
+}
+
+// mayPropose holds writes back while the disk is behind with sealing, and
+// refuses them when it is full.
+func (n *node) mayPropose() error {
+	if n.diskFull.Load() {
+		return fmt.Errorf("%w: %w", errNotApplied, errDiskFull)
+	}
+	return n.waitBacklog()
 }
 
 // waitBacklog holds writes back while the disk is behind with sealing.
@@ -363,11 +499,11 @@ func (n *node) resultsOf(response any) ([]result, error) {
 	return results, nil
 }
 
-// notLeaderStatus answers a pack that came to a node that does not lead.
+// notLeaderStatus answers a pack that was certainly not applied here.
 const notLeaderStatus = http.StatusMisdirectedRequest
 
-// forward has the leader agree a pack.
-func (n *node) forward(addr string, body []byte) ([]result, error) {
+// forwardLarge has the leader agree a pack that needs parts.
+func (n *node) forwardLarge(addr string, body []byte) ([]result, error) {
 	ctx, cancel := context.WithTimeout(n.ctx, n.o.writeTimeout)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+addr+"/pack", bytes.NewReader(body))
@@ -376,10 +512,10 @@ func (n *node) forward(addr string, body []byte) ([]result, error) {
 	}
 	req.GetBody = nil // never sent twice by net/http
 	res, err := n.port.client().Do(req)
+	if errors.Is(err, errDial) {
+		return nil, fmt.Errorf("%w: %w", errNotApplied, err)
+	}
 	if err != nil {
-		if errors.Is(err, errDial) {
-			return nil, fmt.Errorf("%w: %w", errNotApplied, err)
-		}
 		return nil, fmt.Errorf("%w: %w", errUnknownOutcome, err)
 	}
 	defer res.Body.Close()
@@ -391,7 +527,7 @@ func (n *node) forward(addr string, body []byte) ([]result, error) {
 		return parseResults(b)
 	case res.StatusCode == http.StatusInsufficientStorage:
 		return nil, fmt.Errorf("%w: %w", errNotApplied, errDiskFull)
-	case res.StatusCode == notLeaderStatus, res.StatusCode == http.StatusServiceUnavailable:
+	case res.StatusCode == notLeaderStatus:
 		return nil, fmt.Errorf("%w: %s", errNotApplied, bytes.TrimSpace(b))
 	}
 	return nil, fmt.Errorf("%w: %s", errUnknownOutcome, bytes.TrimSpace(b))
@@ -410,8 +546,8 @@ func parseResults(b []byte) ([]result, error) {
 	return results, nil
 }
 
-// servePack agrees a follower's pack.
-func (n *node) servePack(w http.ResponseWriter, r *http.Request) {
+// serveLarge agrees a follower's pack that needs parts.
+func (n *node) serveLarge(w http.ResponseWriter, r *http.Request) {
 	if !n.leads() {
 		http.Error(w, "not the leader", notLeaderStatus)
 		return
@@ -420,20 +556,18 @@ func (n *node) servePack(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, fmt.Sprintf("pack of %d bytes", r.ContentLength), http.StatusBadRequest)
 		return
 	}
-	if r.ContentLength > packSize {
-		release, err := n.reserve(r.Context(), r.ContentLength)
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusServiceUnavailable)
-			return
-		}
-		defer release()
+	release, err := n.reserve(r.Context(), r.ContentLength)
+	if err != nil {
+		http.Error(w, err.Error(), notLeaderStatus)
+		return
 	}
+	defer release()
 	body := make([]byte, packHeaderSize+r.ContentLength)
 	if _, err := io.ReadFull(r.Body, body[packHeaderSize:]); err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	results, err := n.propose(body)
+	results, err := n.proposeLarge(body)
 	switch {
 	case errors.Is(err, errDiskFull):
 		http.Error(w, err.Error(), http.StatusInsufficientStorage)

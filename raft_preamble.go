@@ -24,7 +24,8 @@ import (
 //	     4     2  version: 1
 //	     6     2  length of the preamble, checksum included; at most 1024.
 //	              Magic, version and length stay as they are in every version
-//	     8     1  kind: 1 Raft stream, 2 internal HTTP; an answer repeats it
+//	     8     1  kind: 1 Raft stream, 2 internal HTTP, 3 stream of
+//	              questions (raft_stream.go); an answer repeats it
 //	     9     1  status: 0 hello (the dialer), the rest below (the acceptor)
 //	    10     2  flags: bit 0 = the sender has a secret; the rest are 0
 //	    12    16  cluster id; zero while the sender's cluster is not formed
@@ -56,8 +57,9 @@ import (
 type connKind uint8
 
 const (
-	kindRaft connKind = 1
-	kindHTTP connKind = 2
+	kindRaft   connKind = 1
+	kindHTTP   connKind = 2
+	kindStream connKind = 3
 )
 
 // connStatus is the acceptor's word on a connection. Part of the format.
@@ -70,7 +72,7 @@ const (
 	statusOtherVersion connStatus = 3
 	statusOtherName    connStatus = 4
 	statusOtherCluster connStatus = 5
-	statusNotFormed    connStatus = 6 // Raft is spoken only inside a formed cluster
+	statusNotFormed    connStatus = 6 // only HTTP is spoken outside a formed cluster
 	statusNotProved    connStatus = 7
 )
 
@@ -126,8 +128,8 @@ type preamble struct {
 // validate reports the first field that no preamble can have.
 func (p *preamble) validate() error {
 	switch {
-	case p.kind != kindRaft && p.kind != kindHTTP:
-		return fmt.Errorf("preamble: kind is %d, want 1 or 2", p.kind)
+	case p.kind < kindRaft || p.kind > kindStream:
+		return fmt.Errorf("preamble: kind is %d, want 1 to 3", p.kind)
 	case p.status > statusNotProved:
 		return fmt.Errorf("preamble: status is %d, want 0 to %d", p.status, statusNotProved)
 	case len(p.name) > maxLabelSize || !utf8.ValidString(p.name):
@@ -336,7 +338,7 @@ func judge(us identity, hello *preamble) connStatus {
 		return statusOtherName
 	case hello.formed() && us.formed() && hello.cluster != us.cluster:
 		return statusOtherCluster
-	case hello.kind == kindRaft && !(hello.formed() && us.formed()):
+	case hello.kind != kindHTTP && !(hello.formed() && us.formed()):
 		return statusNotFormed
 	}
 	return statusWelcome
@@ -354,7 +356,7 @@ func refusal(s connStatus, us, them identity) error {
 	case statusOtherCluster:
 		return fmt.Errorf("%w: the peer is %v, this is %v: the clusters differ", errRefused, them, us)
 	case statusNotFormed:
-		return fmt.Errorf("%w: the peer is %v, this is %v: Raft needs a formed cluster on both sides", errRefused, them, us)
+		return fmt.Errorf("%w: the peer is %v, this is %v: this needs a formed cluster on both sides", errRefused, them, us)
 	}
 	return fmt.Errorf("%w: the peer answered with status %d", errCorrupt, s)
 }

@@ -2,10 +2,7 @@ package main
 
 import (
 	"context"
-	"encoding/binary"
 	"fmt"
-	"io"
-	"net/http"
 	"sync"
 	"time"
 
@@ -106,7 +103,7 @@ func (n *node) tryReadRound(ctx context.Context) error {
 	if addr == "" {
 		return errNoLeader
 	}
-	size, err := n.askConfirmed(ctx, string(addr))
+	size, err := n.askNumber(ctx, string(addr), askConfirm)
 	if err != nil {
 		return err
 	}
@@ -138,7 +135,7 @@ func (n *node) confirmTerm(ctx context.Context) error {
 			continue
 		}
 		left++
-		go func() { agree <- n.askTerm(ctx, string(v.Address)) == term }()
+		go func() { agree <- n.voterTerm(ctx, string(v.Address)) == term }()
 	}
 	quorum := len(voters)/2 + 1
 	for ; votes < quorum && left > 0; left-- {
@@ -152,66 +149,11 @@ func (n *node) confirmTerm(ctx context.Context) error {
 	return nil
 }
 
-// askTerm asks a voter for its term; 0 if it does not answer.
-func (n *node) askTerm(ctx context.Context, addr string) uint64 {
-	term, err := n.getUint64(ctx, addr, "/term")
+// voterTerm asks a voter for its term; 0 if it does not answer.
+func (n *node) voterTerm(ctx context.Context, addr string) uint64 {
+	term, err := n.askNumber(ctx, addr, askTerm)
 	if err != nil {
 		return 0
 	}
 	return term
-}
-
-// askConfirmed asks the leader for a ledger size that covers everything
-// acknowledged before the call.
-func (n *node) askConfirmed(ctx context.Context, addr string) (uint64, error) {
-	return n.getUint64(ctx, addr, "/confirm")
-}
-
-// getUint64 makes an internal request that is answered with eight bytes.
-func (n *node) getUint64(ctx context.Context, addr, path string) (uint64, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+path, nil)
-	if err != nil {
-		return 0, err
-	}
-	res, err := n.port.client().Do(req)
-	if err != nil {
-		return 0, err
-	}
-	defer res.Body.Close()
-	var b [8]byte
-	if _, err := io.ReadFull(res.Body, b[:]); err != nil || res.StatusCode != http.StatusOK {
-		return 0, fmt.Errorf("%s%s: %s", addr, path, res.Status)
-	}
-	return binary.BigEndian.Uint64(b[:]), nil
-}
-
-// writeUint64 answers getUint64.
-func writeUint64(w http.ResponseWriter, v uint64) {
-	w.Header()["Content-Length"] = []string{"8"}
-	w.Write(binary.BigEndian.AppendUint64(nil, v))
-}
-
-// serveTerm tells this node's Raft term. Raft persists and publishes a higher
-// term before it grants a vote in it, which is what confirmTerm relies on.
-func (n *node) serveTerm(w http.ResponseWriter, r *http.Request) {
-	rf := n.raft.Load()
-	if rf == nil {
-		http.Error(w, "not formed", http.StatusServiceUnavailable)
-		return
-	}
-	writeUint64(w, rf.CurrentTerm())
-}
-
-// serveConfirm answers a follower's reads: the leader's ledger size, after it
-// has confirmed that it leads.
-func (n *node) serveConfirm(w http.ResponseWriter, r *http.Request) {
-	if !n.leads() {
-		http.Error(w, "not the leader", http.StatusServiceUnavailable)
-		return
-	}
-	if err := n.confirmRead(r.Context()); err != nil || !n.leads() {
-		http.Error(w, "not confirmed", http.StatusServiceUnavailable)
-		return
-	}
-	writeUint64(w, n.store.size())
 }
