@@ -350,7 +350,7 @@ func TestLogCrash(t *testing.T) {
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 0))
 	images := 0
-	for range 6 {
+	for range 3 {
 		script := rng.Uint64()
 		for n := 1; ; n++ {
 			crashed := false
