@@ -124,6 +124,7 @@ func damagedLog(t testing.TB) (*memDisk, []*raft.Log) {
 // Every flipped byte of every file is refused, or was not needed: never is an
 // entry lost or changed. The error names file, offset and index.
 func TestLogFlipEveryByte(t *testing.T) {
+	t.Parallel()
 	disk, want := damagedLog(t)
 	good := disk.files()
 	refused := 0
@@ -178,6 +179,7 @@ func tornLog(t testing.TB) (disk *memDisk, want []*raft.Log, name string, from, 
 // A last frame that is cut at any byte is gone without an error, a whole one
 // is there, and the log goes on as if the torn one had never been.
 func TestLogTornEveryByte(t *testing.T) {
+	t.Parallel()
 	disk, want, name, from, to := tornLog(t)
 	for cut := from; cut <= to; cut++ {
 		files := disk.files()
@@ -189,6 +191,7 @@ func TestLogTornEveryByte(t *testing.T) {
 
 // The same with any of its sectors missing.
 func TestLogTornSectors(t *testing.T) {
+	t.Parallel()
 	disk, want, name, from, to := tornLog(t)
 	first, last := from/sectorSize, (to-1)/sectorSize
 	for set := range 1 << (last - first + 1) {
@@ -318,6 +321,45 @@ func TestLogContradiction(t *testing.T) {
 				l.close()
 			}
 		}
+	}
+}
+
+// No header is accepted that appendFrame does not write.
+func TestLogFrameValidate(t *testing.T) {
+	for _, f := range []logFrame{
+		{kind: 0, number: 1, first: 1, count: 1, length: 40},
+		{kind: frameAppend, number: 0, first: 1, count: 1, length: 40},
+		{kind: frameAppend, number: 1, first: 1<<64 - 1, count: 2, length: 80},
+		{kind: frameAppend, number: 1, first: 1, count: 1, length: 44},
+		{kind: frameAppend, number: 1, first: 1, count: 2, length: 72},
+		{kind: frameAppend, number: 1, first: 1},
+		{kind: frameRestart, number: 1, first: 1, length: 8},
+		{kind: frameTruncate, number: 1, first: 1, count: 1, length: 40},
+	} {
+		if err := f.validate(); err == nil {
+			t.Errorf("%+v is accepted", f)
+		}
+	}
+}
+
+// Zeros beyond the length of the shared ones are written, and seen, as well.
+func TestLogManyZeros(t *testing.T) {
+	h, err := newMemDisk().create("x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := bytes.Repeat([]byte{1}, 2*len(zeros)+1000)
+	if _, err := h.WriteAt(b, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := writeZeros(h, 10, int64(len(b)-20)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.ReadAt(b, 0); err != nil {
+		t.Fatal(err)
+	}
+	if !allZero(b[10:len(b)-10]) || allZero(b[10:len(b)-9]) || allZero(b[9:len(b)-10]) || b[9] != 1 || b[len(b)-10] != 1 {
+		t.Fatal("other bytes are zero than asked for")
 	}
 }
 
@@ -452,6 +494,7 @@ func useLog(t *testing.T, files map[string][]byte) {
 // TestLogRandomDamage overwrites random places with random bytes: an entry
 // that is read is always one that was written.
 func TestLogRandomDamage(t *testing.T) {
+	t.Parallel()
 	disk, want := damagedLog(t)
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)

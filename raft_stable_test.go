@@ -118,6 +118,7 @@ func TestStableDoesNotGrow(t *testing.T) {
 // Every flip and every cut is refused or changes nothing; it never kills the
 // process and never forgets a vote.
 func TestStableDamage(t *testing.T) {
+	t.Parallel()
 	path := filepath.Join(t.TempDir(), "stable.db")
 	s := mustOpenStable(t, path)
 	setStable(t, s, 7, 6, "node-1")
@@ -162,6 +163,7 @@ func TestStableDamage(t *testing.T) {
 
 // What parseStable lets pass, bbolt must survive, and the next vote must be stored.
 func TestStableOpensAfterHarmlessFlip(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	path := filepath.Join(dir, "stable.db")
 	s := mustOpenStable(t, path)
@@ -190,6 +192,7 @@ func TestStableOpensAfterHarmlessFlip(t *testing.T) {
 
 // Two processes cannot hold the file; the second is told so in time.
 func TestStableLocked(t *testing.T) {
+	t.Parallel()
 	path := filepath.Join(t.TempDir(), "stable.db")
 	mustOpenStable(t, path)
 	start := time.Now()
