@@ -34,13 +34,13 @@ import (
 var (
 	// errLogPoisoned: a write to the Raft log failed in a way that leaves its
 	// contents in doubt. The process must end; a restart finds out.
-	errLogPoisoned = errors.New("Raft log is poisoned")
+	errLogPoisoned = errors.New("raft log is poisoned")
 	// errLogGap: the entries do not follow the last one of the Raft log.
 	errLogGap = errors.New("entries do not continue the Raft log")
 	// errLogSync: the disk refused to make something durable.
 	errLogSync = errors.New("sync")
 	// errLogClosed: the Raft log was closed.
-	errLogClosed = errors.New("Raft log is closed")
+	errLogClosed = errors.New("raft log is closed")
 )
 
 const (
@@ -242,7 +242,7 @@ func (l *logStore) readEntry(file *logFile, at span, index uint64, log *raft.Log
 		err = fmt.Errorf("entry has index %d", e.Index)
 	}
 	if err != nil {
-		return fmt.Errorf("%w: Raft log %s: offset %d: index %d: %w",
+		return fmt.Errorf("%w: raft log %s: offset %d: index %d: %w",
 			errCorrupt, logPath(l.dir, file.number), at.offset, index, err)
 	}
 	*log = e
@@ -284,7 +284,7 @@ func (l *logStore) appendLocked(logs []*raft.Log) error {
 		size += align8(entrySize(log))
 	}
 	if size > maxFrameSize {
-		return fmt.Errorf("Raft log: batch of %d bytes, at most %d can be stored", size, maxFrameSize)
+		return fmt.Errorf("raft log: batch of %d bytes, at most %d can be stored", size, maxFrameSize)
 	}
 	kind := frameAppend
 	// An empty log may begin anywhere below next: what is missing was never here.
@@ -375,7 +375,7 @@ func (l *logStore) writeLocked(file *logFile, off int64) error {
 // writeFailed returns the error of a write that left the log as it was, or poisons.
 func (l *logStore) writeFailed(err error) error {
 	if diskFull(err) {
-		return fmt.Errorf("Raft log: %w", err)
+		return fmt.Errorf("raft log: %w", err)
 	}
 	return l.poison(err)
 }
@@ -465,7 +465,7 @@ func (l *logStore) deleteRange(min, max uint64) error {
 	case last == 0 || max < min || max < first || min > last:
 		return nil
 	case min > first && max < last:
-		return fmt.Errorf("Raft log: removing %d to %d would leave a hole in %d to %d", min, max, first, last)
+		return fmt.Errorf("raft log: removing %d to %d would leave a hole in %d to %d", min, max, first, last)
 	case min <= first && max < last:
 		l.mu.Lock()
 		l.first = max + 1
@@ -513,7 +513,7 @@ func (l *logStore) dropFiles() error {
 			return nil
 		}
 		if err := l.disk.remove(logPath(l.dir, file.number)); err != nil {
-			return fmt.Errorf("Raft log: %w", err)
+			return fmt.Errorf("raft log: %w", err)
 		}
 		if err := l.maker.syncDir(); err != nil {
 			return l.poison(err)

@@ -346,11 +346,12 @@ func crashAt(n int, apply bool) func(op, path string) (bool, error) {
 // was not synced kept, lost or mixed, and opens what is left: the log must be
 // as it was before the change that was cut off, or as after it.
 func TestLogCrash(t *testing.T) {
+	t.Parallel()
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 0))
 	images := 0
-	for range 6 {
+	for range 3 {
 		script := rng.Uint64()
 		for n := 1; ; n++ {
 			crashed := false
@@ -456,6 +457,7 @@ func checkCrash(t *testing.T, disk *memDisk, before logModel, after *logModel, r
 // of space. The step is refused and leaves no trace, or fails for good; tried
 // again, it succeeds.
 func TestLogDiskFullAnywhere(t *testing.T) {
+	t.Parallel()
 	for script := range uint64(4) {
 		for n := 1; ; n++ {
 			disk := newMemDisk()

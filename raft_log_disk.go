@@ -173,7 +173,7 @@ func (m *logFileMaker) make(ctx context.Context, number uint64, size int64) (*lo
 	temp := filepath.Join(m.dir, logTemp)
 	h, err := m.disk.create(temp)
 	if err != nil {
-		return nil, fmt.Errorf("making Raft log file %d: %w", number, err)
+		return nil, fmt.Errorf("making raft log file %d: %w", number, err)
 	}
 	err = m.fill(ctx, h, number, size)
 	if err == nil {
@@ -185,7 +185,7 @@ func (m *logFileMaker) make(ctx context.Context, number uint64, size int64) (*lo
 	if err != nil {
 		h.Close()
 		m.disk.remove(temp) // to free its space; a start removes it too
-		return nil, fmt.Errorf("making Raft log file %d of %d bytes: %w", number, size, err)
+		return nil, fmt.Errorf("making raft log file %d of %d bytes: %w", number, size, err)
 	}
 	return &logFile{number: number, handle: h, size: size}, nil
 }

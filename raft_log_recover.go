@@ -35,7 +35,7 @@ func (l *logStore) recover() error {
 	var torn *logTorn
 	for i, number := range numbers {
 		if want := numbers[0] + uint64(i); number != want {
-			return fmt.Errorf("%w: Raft log %s: file is missing", errCorrupt, logPath(l.dir, want))
+			return fmt.Errorf("%w: raft log %s: file is missing", errCorrupt, logPath(l.dir, want))
 		}
 		file, err := l.openFile(number)
 		if err != nil {
@@ -65,13 +65,13 @@ func (l *logStore) recover() error {
 func (l *logStore) listFiles() ([]uint64, error) {
 	names, err := l.disk.list(l.dir)
 	if err != nil {
-		return nil, fmt.Errorf("Raft log: %w", err)
+		return nil, fmt.Errorf("raft log: %w", err)
 	}
 	var numbers []uint64
 	for _, name := range names {
 		if name == logTemp {
 			if err := l.disk.remove(filepath.Join(l.dir, name)); err != nil {
-				return nil, fmt.Errorf("Raft log: %w", err)
+				return nil, fmt.Errorf("raft log: %w", err)
 			}
 		}
 		digits, ok := strings.CutSuffix(name, ".log")
@@ -88,12 +88,12 @@ func (l *logStore) listFiles() ([]uint64, error) {
 func (l *logStore) openFile(number uint64) (*logFile, error) {
 	h, err := l.disk.open(logPath(l.dir, number))
 	if err != nil {
-		return nil, fmt.Errorf("Raft log: %w", err)
+		return nil, fmt.Errorf("raft log: %w", err)
 	}
 	size, err := h.size()
 	if err != nil {
 		h.Close()
-		return nil, fmt.Errorf("Raft log: %w", err)
+		return nil, fmt.Errorf("raft log: %w", err)
 	}
 	return &logFile{number: number, handle: h, size: size}, nil
 }
@@ -105,7 +105,7 @@ func (l *logStore) loadFile(file *logFile, buf []byte) ([]byte, error) {
 	}
 	buf = slices.Grow(buf[:0], int(file.size))[:file.size]
 	if _, err := file.handle.ReadAt(buf, 0); err != nil && err != io.EOF {
-		return nil, fmt.Errorf("Raft log %s: %w", logPath(l.dir, file.number), err)
+		return nil, fmt.Errorf("raft log %s: %w", logPath(l.dir, file.number), err)
 	}
 	h, err := parseLogHeader(buf)
 	if err != nil {
@@ -178,7 +178,7 @@ func (l *logStore) endOfFrames(file *logFile, b []byte, at int, reason error) (*
 		}
 	}
 	if !tornFrame(b, at, l.seed) {
-		return nil, l.corrupt(file, int64(at), fmt.Errorf("%w, and it was written whole", reason))
+		return nil, l.corrupt(file, int64(at), fmt.Errorf("%w, which no crash explains", reason))
 	}
 	return &logTorn{file, int64(at), int64(last - at), reason, l.next}, nil
 }
@@ -258,7 +258,7 @@ func (l *logStore) removeTorn(torn *logTorn) error {
 		"file", logPath(l.dir, torn.file.number), "offset", torn.offset, "bytes", torn.bytes,
 		"index", torn.index, "reason", torn.reason.Error())
 	if err := writeZeros(torn.file.handle, torn.offset, torn.bytes); err != nil {
-		return fmt.Errorf("Raft log %s: removing a torn write: %w", logPath(l.dir, torn.file.number), err)
+		return fmt.Errorf("raft log %s: removing a torn write: %w", logPath(l.dir, torn.file.number), err)
 	}
 	return nil
 }
@@ -276,6 +276,6 @@ func writeZeros(h logHandle, off, n int64) error {
 
 // corrupt says where the log is not what was written.
 func (l *logStore) corrupt(file *logFile, offset int64, reason error) error {
-	return fmt.Errorf("%w: Raft log %s: offset %d: index %d: %w",
+	return fmt.Errorf("%w: raft log %s: offset %d: index %d: %w",
 		errCorrupt, logPath(l.dir, file.number), offset, l.next, reason)
 }

@@ -361,6 +361,42 @@ func TestLogConflicts(t *testing.T) {
 	}
 }
 
+// The frame that removed a suffix may outlive the file where that suffix began.
+func TestLogCutReachesIntoDroppedFile(t *testing.T) {
+	dir := t.TempDir()
+	o := testLogOptions(t)
+	l := mustOpenLog(t, dir, o)
+	mustStore(t, l, testLogs(1, 20, "x", 100))
+	mustStore(t, l, testLogs(21, 20, "x", 100)) // in the second file
+	if err := l.DeleteRange(11, 40); err != nil {
+		t.Fatal(err)
+	}
+	want := testLogs(11, 5, "y", 100)
+	mustStore(t, l, want)
+	if err := l.DeleteRange(1, 10); err != nil {
+		t.Fatal(err)
+	}
+	if len(l.files) != 1 || l.files[0].number != 2 {
+		t.Fatalf("%d files are left from number %d on", len(l.files), l.files[0].number)
+	}
+	wantLogs(t, l, want)
+	l.close()
+	wantLogs(t, mustOpenLog(t, dir, o), want)
+}
+
+// A batch costs one write and one sync, whatever its size.
+func TestLogOneWriteOneSync(t *testing.T) {
+	disk := newMemDisk()
+	l := mustOpenLog(t, "raft", logOptions{disk: disk})
+	for _, n := range []int{1, 16, 128} {
+		before := disk.count()
+		mustStore(t, l, testLogs(l.next, n, "x", 256))
+		if got := disk.count() - before; got != 2 {
+			t.Fatalf("batch of %d took %d disk operations, want 2", n, got)
+		}
+	}
+}
+
 // What GetLog returned, and what StoreLogs was given, is never written to again.
 func TestLogBuffersAreNotReused(t *testing.T) {
 	for _, cache := range []int64{1, 1 << 20} {

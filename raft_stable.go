@@ -48,7 +48,7 @@ var (
 	// errNoVote is returned for a LastVoteCand that was never set; raft compares the text.
 	errNoVote = errors.New("not found")
 	// errStablePoisoned: a write failed, so that nobody knows which record is on the disk.
-	errStablePoisoned = errors.New("Raft term and vote are in doubt")
+	errStablePoisoned = errors.New("raft term and vote are in doubt")
 )
 
 // vote is the record.
@@ -117,7 +117,7 @@ func openStableStore(path string) (*stableStore, error) {
 		s.db, err = bbolt.Open(path, 0o600, stableOptions())
 	}
 	if err != nil {
-		return nil, fmt.Errorf("Raft term and vote %s: %w", path, err)
+		return nil, fmt.Errorf("raft term and vote %s: %w", path, err)
 	}
 	return s, nil
 }
@@ -187,7 +187,7 @@ func (s *stableStore) set(change func(*vote)) error {
 // Set stores LastVoteCand, durably.
 func (s *stableStore) Set(key, value []byte) error {
 	if string(key) != "LastVoteCand" || len(value) > 255 {
-		return fmt.Errorf("Raft term and vote: key %q with %d bytes has no place in the record", key, len(value))
+		return fmt.Errorf("raft term and vote: key %q with %d bytes has no place in the record", key, len(value))
 	}
 	return s.set(func(v *vote) { v.candidate = append([]byte(nil), value...) })
 }
@@ -200,7 +200,7 @@ func (s *stableStore) SetUint64(key []byte, value uint64) error {
 	case "LastVoteTerm":
 		return s.set(func(v *vote) { v.votedIn = value })
 	}
-	return fmt.Errorf("Raft term and vote: key %q has no place in the record", key)
+	return fmt.Errorf("raft term and vote: key %q has no place in the record", key)
 }
 
 // Get returns LastVoteCand, or errNoVote.
