@@ -3,9 +3,11 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"strconv"
 	"sync/atomic"
 )
@@ -48,6 +50,7 @@ type clientConn struct {
 	heads  headWatch     // owned by Read, which net/http never calls twice at once
 	fault  atomic.Uint64 // number of the request whose head is unusable, from 1; 0 = none
 	ours   atomic.Bool   // the reply under way is a handler's
+	late   atomic.Bool   // a read ran into its deadline since the last reply
 	served uint64        // requests that reached the handler; owned by the handler
 	call   call          // owned by the handler
 }
@@ -68,13 +71,21 @@ func connContext(ctx context.Context, c net.Conn) context.Context {
 // connState is net/http's hook between two requests: from here on a reply is
 // net/http's own, until a handler says otherwise.
 func connState(c net.Conn, state http.ConnState) {
-	if c, ok := c.(*clientConn); ok && (state == http.StateActive || state == http.StateIdle) {
-		c.ours.Store(false)
+	own, ok := c.(*clientConn)
+	if !ok || state != http.StateActive && state != http.StateIdle {
+		return
+	}
+	own.ours.Store(false)
+	if state == http.StateIdle {
+		own.late.Store(false) // net/http ends its own reads by a deadline
 	}
 }
 
 func (c *clientConn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		c.late.Store(true)
+	}
 	if n > 0 && !c.heads.stopped {
 		c.heads.feed(p[:n])
 		if c.heads.fault != "" {
@@ -102,6 +113,9 @@ func (c *clientConn) Write(p []byte) (int, error) {
 	status, err := strconv.Atoi(string(p[9:12]))
 	if err != nil || status < 400 {
 		return c.Conn.Write(p)
+	}
+	if c.late.Load() {
+		status = http.StatusRequestTimeout
 	}
 	c.s.o.metrics.http.refused.add(1)
 	if _, err := c.Conn.Write(c.s.refusal(status)); err != nil {
@@ -132,6 +146,8 @@ func (c *clientConn) Close() error {
 func (s *server) refusal(status int) []byte {
 	e := &apiError{status: status, code: "malformed", message: "the request is not valid HTTP/1.1"}
 	switch status {
+	case http.StatusRequestTimeout:
+		e.code, e.message = "request_timeout", "the head of the request came too slowly"
 	case http.StatusRequestHeaderFieldsTooLarge:
 		e.code, e.message = "headers_too_large", "the request line and headers are larger than 32 KiB"
 	case http.StatusNotImplemented:
