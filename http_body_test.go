@@ -284,7 +284,7 @@ func referenceUnescape(s string) (string, bool) {
 		if len(p) < 2 || strings.ContainsAny(p[:2], "+-") {
 			return "", false
 		}
-		if _, err := fmt.Sscanf(p[:2], "%02x", &c); err != nil || strings.ToLower(fmt.Sprintf("%02x", c)) != strings.ToLower(p[:2]) {
+		if _, err := fmt.Sscanf(p[:2], "%02x", &c); err != nil || !strings.EqualFold(fmt.Sprintf("%02x", c), p[:2]) {
 			return "", false
 		}
 		out += string([]byte{c}) + p[2:]
