@@ -88,6 +88,7 @@ type server struct {
 	limits serverLimits
 	http   *http.Server
 	routes map[string]route
+	entry  route // of keys
 
 	writes, reads deadlines    // contexts for calls to node and store
 	small         atomic.Int64 // bytes of bodies under way that reserved nothing
@@ -109,6 +110,7 @@ func newServerFor(node serverNode, store serverStore, o serverOptions) *server {
 	}
 	s := &server{node: node, store: store, o: o, limits: *o.limits}
 	s.routes = s.table()
+	s.entry = s.routes["kv/"]
 	s.writes.after, s.reads.after = o.writeTimeout, o.readTimeout
 	s.idPrefix = strconv.FormatInt(time.Now().UnixNano(), 36) + "-"
 	s.closing, s.close = context.WithCancel(context.Background())
@@ -122,7 +124,7 @@ func newServerFor(node serverNode, store serverStore, o serverOptions) *server {
 		DisableGeneralOptionsHandler: true,
 		ConnContext:                  connContext,
 		ConnState:                    connState,
-		ErrorLog:                     slog.NewLogLogger(o.logger.Handler(), slog.LevelDebug),
+		ErrorLog:                     slog.NewLogLogger(o.logger.Handler(), slog.LevelWarn),
 	}
 	s.http.RegisterOnShutdown(s.close)
 	return s
@@ -202,7 +204,11 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	m := &s.o.metrics.http
 	m.inFlight.add(-1)
 	m.requests[c.route][rep.status/100-1].add(1)
-	m.seconds[c.route].observe(time.Since(start))
+	took := time.Since(start)
+	m.seconds[c.route].observe(took)
+	if s.o.logger.Enabled(context.Background(), slog.LevelDebug) {
+		s.o.logger.Debug("request", "method", r.Method, "target", clip(r.RequestURI), "status", rep.status, "took", took, "from", r.RemoteAddr)
+	}
 	if cut {
 		panic(http.ErrAbortHandler) // the client must see that the reply is not whole
 	}
@@ -213,4 +219,3 @@ func (c *call) reset(w http.ResponseWriter, r *http.Request) {
 	c.w, c.r, c.route, c.raw, c.key, c.query = w, r, routeOther, "", nil, nil
 	c.lines.reset()
 }
-

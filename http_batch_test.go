@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -193,11 +194,10 @@ func TestStreamBatchShutdown(t *testing.T) {
 	conn := s.dial()
 	defer conn.Close()
 	io.WriteString(conn, "POST /batch HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-ndjson\r\nContent-Length: 1000\r\n\r\n"+`{"op":"put","key":"k","value":"0"}`+"\n")
-	for deadline := time.Now().Add(5 * time.Second); s.f.size() == 0; {
-		if time.Now().After(deadline) {
-			t.Fatal("the line was not applied")
-		}
-		time.Sleep(time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	if err := s.f.waitSize(ctx, 1); err != nil {
+		t.Fatalf("the line was not applied: %v", err)
 	}
 	s.close() // what Shutdown does first
 	a := s.readAnswer(bufio.NewReader(conn), "POST")
@@ -209,8 +209,8 @@ func TestStreamBatchShutdown(t *testing.T) {
 
 // TestStreamBatchMemory: what a stream holds is reserved, and bounded.
 func TestStreamBatchMemory(t *testing.T) {
-	s := newTestServer(t, func(o *serverOptions, f *fakeLedger) { o.maxValueSize = 4 << 20; f.budget = 16 << 20 })
-	line := fmt.Sprintf("{\"op\":\"put\",\"key\":\"k\",\"value\":%q}\n", strings.Repeat("v", 1<<20))
+	s := newTestServer(t, func(o *serverOptions, f *fakeLedger) { o.maxValueSize = 2 << 20; f.budget = 8 << 20 })
+	line := fmt.Sprintf("{\"op\":\"put\",\"key\":\"k\",\"value\":%q}\n", strings.Repeat("v", 1<<19))
 	a := s.do("POST", "/batch", strings.Repeat(line, 40), "Content-Type: application/x-ndjson")
 	if n := strings.Count(a.body, `"seq":`); n != 40 {
 		t.Errorf("%d of 40 lines were applied: %s", n, clip(a.body))

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"io"
 	"net"
 	"net/http"
 	"os"
@@ -123,9 +122,6 @@ func (c *clientConn) Write(p []byte) (int, error) {
 	}
 	return len(p), nil
 }
-
-// ReadFrom keeps sendfile: net/http looks for it.
-func (c *clientConn) ReadFrom(r io.Reader) (int64, error) { return io.Copy(c.Conn, r) }
 
 // CloseWrite lets a client read the reply to a request we did not read whole.
 func (c *clientConn) CloseWrite() error {

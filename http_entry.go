@@ -70,7 +70,7 @@ func (s *server) delete(c *call) (reply, error) {
 }
 
 func (s *server) deletesDisabled(c *call) (reply, error) {
-	return reply{}, &apiError{status: 405, code: "deletes_disabled", message: "this ledger takes no deletes (allow_delete = false)", allow: s.routes["kv/"].allow}
+	return reply{}, &apiError{status: 405, code: "deletes_disabled", message: "this ledger takes no deletes (allow_delete = false)", allow: s.entry.allow}
 }
 
 // checkKey reports a key that no entry can have.

@@ -103,14 +103,14 @@ func (s *server) route(c *call) (reply, error) {
 	head, _, hidden := strings.Cut(string(first), "/")
 	if !reserved(head) {
 		c.route = routeEntry
-		return s.dispatch(c, s.routes["kv/"], path)
+		return s.dispatch(c, &s.entry, path)
 	}
 	name := head
 	if slash {
 		name += "/"
 	}
 	if r, ok := s.routes[name]; ok && !hidden {
-		return s.dispatch(c, r, rest)
+		return s.dispatch(c, &r, rest)
 	}
 	sub, id, slash := strings.Cut(rest, "/")
 	name += sub
@@ -118,7 +118,7 @@ func (s *server) route(c *call) (reply, error) {
 		name += "/"
 	}
 	if r, ok := s.routes[name]; ok && !hidden {
-		return s.dispatch(c, r, id)
+		return s.dispatch(c, &r, id)
 	}
 	if isChange(c.r.Method) {
 		return reply{}, reservedKey(head, path)
@@ -133,7 +133,7 @@ func reservedKey(head, path string) error {
 }
 
 // dispatch runs the handler of r; raw is the part of the path that names the key.
-func (s *server) dispatch(c *call, r route, raw string) (reply, error) {
+func (s *server) dispatch(c *call, r *route, raw string) (reply, error) {
 	c.route = r.label
 	method := c.r.Method
 	if method == "HEAD" {
@@ -317,4 +317,3 @@ func clip(s string) string {
 	}
 	return s[:77] + "..."
 }
-
