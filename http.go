@@ -151,6 +151,7 @@ func (s *server) shutdown(ctx context.Context) error {
 
 // call is one request on its way through the server.
 type call struct {
+	conn  *clientConn         // nil in tests without one
 	w     http.ResponseWriter // written by answer and by streams only
 	r     *http.Request
 	route int    // index into routeLabels
@@ -176,14 +177,14 @@ type handler func(c *call) (reply, error)
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
 	s.o.metrics.http.inFlight.add(1)
+	conn, fault := connOf(r), ""
 	var c *call
-	fault := ""
-	if conn := connOf(r); conn != nil && r.ProtoMajor == 1 {
+	if conn != nil {
 		c, fault = &conn.call, conn.begin()
 	} else {
 		c = &call{}
 	}
-	c.reset(w, r)
+	c.reset(w, r, conn)
 	s.addRequestID(c)
 	rep, err := reply{}, error(nil)
 	if fault != "" {
@@ -215,7 +216,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // reset makes c the call of one request; its scratch space stays.
-func (c *call) reset(w http.ResponseWriter, r *http.Request) {
-	c.w, c.r, c.route, c.raw, c.key, c.query = w, r, routeOther, "", nil, nil
+func (c *call) reset(w http.ResponseWriter, r *http.Request, conn *clientConn) {
+	c.conn, c.w, c.r, c.route, c.raw, c.key, c.query = conn, w, r, routeOther, "", nil, nil
 	c.lines.reset()
 }

@@ -84,3 +84,68 @@ func TestWatchedLineBound(t *testing.T) {
 		t.Errorf("stopped %v with %d bytes kept", h.stopped, len(h.partial))
 	}
 }
+
+// TestSplice: a reply that goes past net/http is framed as its own would be.
+func TestSplice(t *testing.T) {
+	s := newTestServer(t, nil)
+	for _, size := range []int{0, 1, maxSpliced - 1, maxSpliced, maxSpliced + 1} {
+		s.do("PUT", "/a", strings.Repeat("v", size))
+		for request, want := range map[string]struct {
+			proto  string
+			closes bool
+		}{
+			"GET /a HTTP/1.1\r\nHost: x\r\n\r\n":                           {"HTTP/1.1", false},
+			"GET /a HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc":   {"HTTP/1.1", false},
+			"GET /a HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n":      {"HTTP/1.1", true},
+			"GET /a HTTP/1.0\r\nHost: x\r\n\r\n":                           {"HTTP/1.0", true},
+			"GET /a HTTP/1.0\r\nHost: x\r\nConnection: keep-alive\r\n\r\n": {"HTTP/1.0", false},
+		} {
+			conn := s.dial()
+			r := bufio.NewReader(conn)
+			for range 2 {
+				io.WriteString(conn, request)
+				res, err := http.ReadResponse(r, nil)
+				if err != nil {
+					t.Fatalf("%d bytes, %q: %v", size, request, err)
+				}
+				body, err := io.ReadAll(res.Body)
+				if err != nil || len(body) != size || res.Proto != want.proto || res.Close != want.closes || res.Header.Get("Date") == "" {
+					t.Errorf("%d bytes, %q: %s with %d bytes, closes %v, %v", size, request, res.Proto, len(body), res.Close, err)
+				}
+				for name, lines := range res.Header {
+					if len(lines) != 1 {
+						t.Errorf("%d bytes, %q: %s is %q", size, request, name, lines)
+					}
+				}
+				if want.closes {
+					if _, err := r.ReadByte(); err != io.EOF {
+						t.Errorf("%d bytes, %q: %v, want the end", size, request, err)
+					}
+					break
+				}
+			}
+			conn.Close()
+		}
+	}
+}
+
+// TestSpliceLines: what is stored cannot add a header to a reply.
+func TestSpliceLines(t *testing.T) {
+	s := newTestServer(t, nil)
+	s.f.apply(&request{ops: []operation{{kind: opPut, key: []byte("a"), contentType: "a\r\nSet-Cookie: x\r\n\r\nb", ifSeq: noSeq}}})
+	if a := s.do("GET", "/a", ""); a.Get("Set-Cookie") != "" || a.body != "" || a.Get("Content-Type") != "a  Set-Cookie: x    b" {
+		t.Errorf("%v %q", a.Header, a.body)
+	}
+}
+
+// TestSpliceUnknownForm: rather no reply than a wrong one.
+func TestSpliceUnknownForm(t *testing.T) {
+	for _, p := range []string{"", "HTTP/1.1 200 OK\r\n", "HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 01\r\n\r\n",
+		"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\nbody", "body"} {
+		c := &clientConn{}
+		c.splice(&call{}, reply{status: 200, body: []byte("x")})
+		if _, err := c.Write([]byte(p)); err != errSplice {
+			t.Errorf("%q: %v, want errSplice", p, err)
+		}
+	}
+}

@@ -75,6 +75,7 @@ func (s *server) refuse(c *call, err error) int {
 		c.lines.add("Retry-After", "1")
 	}
 	if e.close {
+		c.conn = nil // only net/http can end the connection
 		c.lines.add("Connection", "close")
 	}
 	if e.etag != "" {
@@ -93,11 +94,20 @@ var errCutOff = errors.New("reply cut off")
 // answer writes a reply whose body is in memory.
 func (c *call) answer(rep reply) {
 	c.lines.addNumber("Content-Length", uint64(max(rep.size, int64(len(rep.body)))))
+	if c.conn != nil && c.r.Method != "HEAD" && len(rep.body) <= maxSpliced {
+		c.conn.splice(c, rep)
+		return
+	}
 	c.lines.moveTo(c.w.Header())
 	c.w.WriteHeader(rep.status)
 	if c.r.Method != "HEAD" {
 		c.w.Write(rep.body) // an error means the client is gone
 	}
+	rep.free()
+}
+
+// free gives back the memory of the body.
+func (rep *reply) free() {
 	if rep.pooled != nil {
 		*rep.pooled = rep.body[:0]
 		putBody(rep.pooled)
@@ -174,6 +184,24 @@ func (l *headerLines) moveTo(h http.Header) {
 		h[l.names[i]] = l.values[i : i+1 : i+1]
 	}
 	l.reset()
+}
+
+// appendTo appends the lines as they go over the wire. What a client stored may
+// not become a line of its own.
+func (l *headerLines) appendTo(b []byte) []byte {
+	start := 0
+	for i := range l.n {
+		b = append(append(b, l.names[i]...), ':', ' ')
+		for _, c := range l.buf[start:l.ends[i]] {
+			if c < ' ' || c == 0x7f {
+				c = ' '
+			}
+			b = append(b, c)
+		}
+		b = append(b, '\r', '\n')
+		start = l.ends[i]
+	}
+	return b
 }
 
 // addRequestID adds the X-Request-Id: the client's, if it is sane.
