@@ -3,9 +3,10 @@ package main
 import (
 	"bytes"
 	"context"
-	"io"
+	"errors"
 	"net"
 	"net/http"
+	"os"
 	"strconv"
 	"sync/atomic"
 )
@@ -23,6 +24,9 @@ import (
 //
 // So a clientConn follows the framing of the bytes it passes on, and its Write
 // replaces replies that no handler made.
+//
+// It also carries the headers of small replies past net/http, whose map of
+// headers is made, copied, sorted and written for 6 µs a reply. See splice.
 
 // clientListener wraps the connections it accepts.
 type clientListener struct {
@@ -48,8 +52,14 @@ type clientConn struct {
 	heads  headWatch     // owned by Read, which net/http never calls twice at once
 	fault  atomic.Uint64 // number of the request whose head is unusable, from 1; 0 = none
 	ours   atomic.Bool   // the reply under way is a handler's
+	late   atomic.Bool   // a read ran into its deadline since the last reply
 	served uint64        // requests that reached the handler; owned by the handler
 	call   call          // owned by the handler
+
+	// A reply that waits for net/http to end the request; see splice. Written by
+	// the handler, taken by the Write that follows it.
+	head   []byte // status line and our headers; empty = none
+	spared reply
 }
 
 type connKey struct{}
@@ -68,13 +78,21 @@ func connContext(ctx context.Context, c net.Conn) context.Context {
 // connState is net/http's hook between two requests: from here on a reply is
 // net/http's own, until a handler says otherwise.
 func connState(c net.Conn, state http.ConnState) {
-	if c, ok := c.(*clientConn); ok && (state == http.StateActive || state == http.StateIdle) {
-		c.ours.Store(false)
+	own, ok := c.(*clientConn)
+	if !ok || state != http.StateActive && state != http.StateIdle {
+		return
+	}
+	own.ours.Store(false)
+	if state == http.StateIdle {
+		own.late.Store(false) // net/http ends its own reads by a deadline
 	}
 }
 
 func (c *clientConn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		c.late.Store(true)
+	}
 	if n > 0 && !c.heads.stopped {
 		c.heads.feed(p[:n])
 		if c.heads.fault != "" {
@@ -88,6 +106,7 @@ func (c *clientConn) Read(p []byte) (int, error) {
 // is wrong with the request's head, or "".
 func (c *clientConn) begin() string {
 	c.ours.Store(true)
+	c.head = c.head[:0]
 	c.served++
 	if c.fault.Load() == c.served {
 		return c.heads.fault
@@ -96,12 +115,18 @@ func (c *clientConn) begin() string {
 }
 
 func (c *clientConn) Write(p []byte) (int, error) {
+	if len(c.head) > 0 {
+		return c.writeSpliced(p)
+	}
 	if c.ours.Load() || !bytes.HasPrefix(p, []byte("HTTP/1.1 ")) || len(p) < 12 {
 		return c.Conn.Write(p)
 	}
 	status, err := strconv.Atoi(string(p[9:12]))
 	if err != nil || status < 400 {
 		return c.Conn.Write(p)
+	}
+	if c.late.Load() {
+		status = http.StatusRequestTimeout
 	}
 	c.s.o.metrics.http.refused.add(1)
 	if _, err := c.Conn.Write(c.s.refusal(status)); err != nil {
@@ -110,8 +135,51 @@ func (c *clientConn) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// ReadFrom keeps sendfile: net/http looks for it.
-func (c *clientConn) ReadFrom(r io.Reader) (int64, error) { return io.Copy(c.Conn, r) }
+// maxSpliced is the largest body whose reply is spliced: a larger one would
+// have to be kept for each connection.
+const maxSpliced = 4 << 10
+
+// splice keeps a whole reply until the handler has returned without one. Then
+// net/http writes that of an empty 200, at once, since it has nothing else:
+//
+//	HTTP/1.1 200 OK
+//	Date: Sun, 22 Nov 2026 15:00:00 GMT
+//	Content-Length: 0
+//	Connection: close          only if it will close
+//
+// writeSpliced puts ours in its place, with its Date and Connection.
+func (c *clientConn) splice(call *call, rep reply) {
+	b := append(c.head[:0], "HTTP/1.1 "...)
+	b = strconv.AppendInt(b, int64(rep.status), 10)
+	b = append(b, ' ')
+	b = append(b, http.StatusText(rep.status)...)
+	b = append(b, '\r', '\n')
+	c.head, c.spared = call.lines.appendTo(b), rep
+	call.lines.reset()
+}
+
+// errSplice ends a connection on which net/http wrote something else than the
+// reply splice waits for; it can only come from a newer net/http.
+var errSplice = errors.New("http: the empty reply has an unknown form")
+
+func (c *clientConn) writeSpliced(p []byte) (int, error) {
+	b, rep := c.head, c.spared
+	c.head, c.spared = c.head[:0], reply{}
+	defer rep.free()
+	status, rest, ok := bytes.Cut(p, []byte("\r\n"))
+	before, after, ok2 := bytes.Cut(rest, []byte("Content-Length: 0\r\n"))
+	if !ok || !ok2 || !bytes.HasSuffix(after, []byte("\r\n")) || !bytes.HasSuffix(status, []byte(" 200 OK")) {
+		return 0, errSplice
+	}
+	copy(b, p[:len("HTTP/1.1")]) // 1.0 to a client of that
+	b = append(append(b, before...), after...)
+	b = append(b, rep.body...)
+	c.head = b[:0]
+	if _, err := c.Conn.Write(b); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
 
 // CloseWrite lets a client read the reply to a request we did not read whole.
 func (c *clientConn) CloseWrite() error {
@@ -132,6 +200,8 @@ func (c *clientConn) Close() error {
 func (s *server) refusal(status int) []byte {
 	e := &apiError{status: status, code: "malformed", message: "the request is not valid HTTP/1.1"}
 	switch status {
+	case http.StatusRequestTimeout:
+		e.code, e.message = "request_timeout", "the head of the request came too slowly"
 	case http.StatusRequestHeaderFieldsTooLarge:
 		e.code, e.message = "headers_too_large", "the request line and headers are larger than 32 KiB"
 	case http.StatusNotImplemented:

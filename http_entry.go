@@ -70,7 +70,7 @@ func (s *server) delete(c *call) (reply, error) {
 }
 
 func (s *server) deletesDisabled(c *call) (reply, error) {
-	return reply{}, &apiError{status: 405, code: "deletes_disabled", message: "this ledger takes no deletes (allow_delete = false)", allow: s.routes["kv/"].allow}
+	return reply{}, &apiError{status: 405, code: "deletes_disabled", message: "this ledger takes no deletes (allow_delete = false)", allow: s.entry.allow}
 }
 
 // checkKey reports a key that no entry can have.
@@ -414,6 +414,8 @@ func (s *server) serveContent(c *call, content io.ReadSeeker, changed time.Time)
 		}
 	}
 	c.lines.moveTo(c.w.Header())
+	h := c.w.Header()
+	etag := h.Get("Etag")
 	w := &patientWriter{ResponseWriter: c.w, patience: s.limits.write, guard: true}
 	http.ServeContent(w, c.r, "", changed, content)
 	if w.refused == 0 && w.err == nil {
@@ -422,11 +424,8 @@ func (s *server) serveContent(c *call, content io.ReadSeeker, changed time.Time)
 	if w.refused == 0 {
 		return errCutOff
 	}
-	// Nothing was written yet; these two headers belong into the error too.
-	h := c.w.Header()
-	etag, span := h["Etag"], h["Content-Range"]
+	e := &apiError{status: w.refused, etag: etag, contentRange: h.Get("Content-Range")}
 	clear(h) // its values share the memory of c.lines, which the error will use
-	e := &apiError{status: w.refused, etag: strings.Join(etag, ""), contentRange: strings.Join(span, "")}
 	switch w.refused {
 	case http.StatusRequestedRangeNotSatisfiable:
 		e.code, e.message = "range_not_satisfiable", "Range is "+clip(c.r.Header.Get("Range"))

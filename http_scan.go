@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"encoding/base64"
 	"strconv"
+	"strings"
+	"unicode"
 	"unicode/utf16"
 	"unicode/utf8"
 )
@@ -324,6 +326,8 @@ func checkOp(o *operation, given opFields) error {
 		return badRequest("key_too_large", "the key has %d bytes, want 1 to %d", len(o.key), maxKeySize)
 	case len(o.contentType) > maxLabelSize:
 		return badRequest("malformed", "content_type has %d bytes, want at most %d", len(o.contentType), maxLabelSize)
+	case strings.IndexFunc(o.contentType, unicode.IsControl) >= 0:
+		return badRequest("malformed", "content_type %q has a control character", o.contentType)
 	case o.ifAbsent && given&fieldIfSeq != 0:
 		return badRequest("malformed", "if_absent and if_seq contradict each other")
 	case given&fieldIfSeq != 0 && o.ifSeq == noSeq:
