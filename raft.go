@@ -1,54 +1,536 @@
 package main
 
-import "context"
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
 
-// memberInfo is one node of the cluster as this node knows it.
-type memberInfo struct {
-	id      uint64
-	http    string // URL of its client port
-	raft    string // host:port of its internal port
-	region  string
-	version string
-	role    string // leader, follower or learner
-	state   string // alive, suspect or dead
-	applied uint64 // entries it has applied
-}
+	"github.com/hashicorp/raft"
+)
 
-// nodeStatus is what a node says of itself.
-type nodeStatus struct {
-	clusterID string // 32 hex digits; "" before the cluster is formed
-	name      string
-	nodeID    uint64
-	role      string // leader, follower, learner, candidate, forming
-	term      uint64
-	leader    *memberInfo // nil: none known
-	size      uint64      // entries applied here
-	manifest  *manifest
-	contact   int64 // ms since the leader was heard; 0 on the leader; -1 = never
-	ready     bool  // can serve reads and writes now
-	diskFull  bool
-	archive   string
-}
-
-// node is one running member of a cluster.
+// node is one running member of a cluster: the store, the Raft log, Raft and
+// the internal port, wired together. Its parts are in
+//
+//	raft_identity.go   who this node is: node.json
+//	raft_join.go       how a cluster forms and how a node joins one
+//	raft_pack.go       from a request to a log entry and back
+//	raft_read.go       linearizable reads
+//	raft_seal.go       when segments are sealed and confirmed
+//	raft_snapshot.go   snapshots and the segments they name
+//	raft_peers.go      what the nodes know of each other
+//	raft_log.go        the Raft log on disk
+//	raft_transport.go  Raft's messages; raft_port.go the port they travel on
 type node struct {
-	store *store
+	// immutable after open
+	o         nodeOptions
+	lock      *os.File
+	store     *store
+	log       *logStore
+	stable    *stableStore
+	port      *internalPort
+	transport *raftTransport
+	packer    packer
+	reads     readRounds
+	bodies    budget
+	peers     peerTable
+	ctx       context.Context // ends when the node closes
+	cancel    context.CancelFunc
+	done      sync.WaitGroup
+
+	self      atomic.Pointer[nodeFile]
+	raft      atomic.Pointer[raft.Raft] // nil until the cluster is formed
+	fsm       atomic.Pointer[fsm]
+	readyTerm atomic.Uint64 // the term in which this leader has applied everything before it
+	diskFull  atomic.Bool
+
+	sealNow  chan struct{} // look at once whether there is something to seal or to confirm
+	uploads  sync.Mutex    // held by the leader for an upload or a seal: never both at a time
+	failures chan error
+	fetches  segmentFetcher
+	lastD    atomic.Uint64 // Raft index of the newest checkpoint: the log before it goes with the next
+
+	// Unix ms at which Raft began to refuse entries for a leadership transfer, 0 = it does not.
+	transferStuck atomic.Int64
+	changing      changeSignal // leadership or the leader changed
 }
 
-// submit has one request agreed and returns the FSM's answer. It returns
-// errNoLeader, errOverloaded or errDiskFull when the request was certainly not
-// applied, errUnknownOutcome when nobody can tell, or ctx's error before
-// anything was sent. It forwards to the leader by itself.
-func (n *node) submit(ctx context.Context, r *request) (result, error) { panic("stub") }
+// nodeOptions is what a node needs to know; sizes are bytes.
+type nodeOptions struct {
+	id          uint64
+	httpURL     string   // URL of the client port, as others reach it
+	raftAddr    string   // host:port of the internal port, as others reach it
+	raftListen  string   // where the internal port listens
+	seeds       []string // internal addresses of other nodes
+	dataDir     string
+	clusterName string
+	secret      string
+	region      string
+	version     string
+	expect      int  // nodes that form the first cluster; 1 = alone
+	bootstrap   bool // expect 1 for this start
 
-// confirmRead returns once this node's store holds everything that was
-// acknowledged anywhere before the call (linearizable read).
-func (n *node) confirmRead(ctx context.Context) error { panic("stub") }
+	segmentSize  int64
+	maxValueSize int64
+	sealAfter    time.Duration
 
-func (n *node) status() nodeStatus                            { panic("stub") }
-func (n *node) members() []memberInfo                         { panic("stub") }
-func (n *node) seal(ctx context.Context) error                { panic("stub") } // returns when the manifest covers everything written before the call
-func (n *node) transfer(ctx context.Context, to uint64) error { panic("stub") }
+	electionMin  time.Duration // an election starts after a silence of electionMin to twice that
+	electionMax  time.Duration
+	heartbeat    time.Duration
+	writeTimeout time.Duration
+	readTimeout  time.Duration
 
-// reserve takes size bytes of the node's budget for request bodies, waiting for room; release gives them back.
-func (n *node) reserve(ctx context.Context, size int64) (release func(), err error) { panic("stub") }
+	logger  *slog.Logger
+	metrics *metrics
+	now     func() time.Time
+
+	// For tests: how connections are made, and what breaks on disk.
+	dial        func(ctx context.Context, addr string) (net.Conn, error)
+	storeFault  func(step string) error
+	logFileSize int64
+}
+
+// errRestart asks for the node to be closed and opened again in this process.
+var errRestart = errors.New("node must be opened again")
+
+const (
+	lockName  = "LOCK"
+	raftDir   = "raft"
+	stableDB  = "stable.db"
+	diskEvery = time.Second
+)
+
+// openNode starts the node in o.dataDir. It returns once the node answers its
+// peers; the cluster may still have to form.
+func openNode(o nodeOptions) (_ *node, err error) {
+	if err := os.MkdirAll(o.dataDir, 0o700); err != nil {
+		return nil, err
+	}
+	n := &node{o: o, sealNow: make(chan struct{}, 1), failures: make(chan error, 1)}
+	n.ctx, n.cancel = context.WithCancel(context.Background())
+	n.packer.n, n.reads.n, n.fetches.n = n, n, n
+	n.bodies.free = max(bodyBudget, 2*o.maxValueSize)
+	n.changing.init()
+	defer func() {
+		if err != nil {
+			n.release()
+		}
+	}()
+	if n.lock, err = lockDir(o.dataDir); err != nil {
+		return nil, err
+	}
+	self, err := n.loadIdentity()
+	if err != nil {
+		return nil, err
+	}
+	n.self.Store(self)
+	if err := n.openDisk(); err != nil {
+		return nil, err
+	}
+	n.port, err = listenInternal(o.raftListen, portOptions{
+		identity: n.identity, secret: o.secret, advertise: o.raftAddr, logger: o.logger, dial: o.dial,
+	})
+	if err != nil {
+		return nil, err
+	}
+	n.transport = newRaftTransport(n.port, transportOptions{
+		stalled: func() bool { return n.log.stalled(time.Second) },
+		timeout: 10 * time.Second,
+		logger:  o.logger,
+	})
+	if self.formed() {
+		if err := n.startRaft(); err != nil {
+			return nil, err
+		}
+	}
+	n.port.serveHTTP(n.internalRoutes())
+	n.done.Go(n.diskLoop)
+	n.done.Go(n.peerLoop)
+	if !self.formed() {
+		n.done.Go(n.formLoop)
+	}
+	return n, nil
+}
+
+// lockDir makes sure that one process at a time uses dir.
+func lockDir(dir string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("data directory %s is in use by another process", dir)
+	}
+	return f, nil
+}
+
+// openDisk opens the store and the Raft log and makes them agree.
+func (n *node) openDisk() (err error) {
+	n.store, err = openStore(storeOptions{
+		dir: n.o.dataDir, cluster: n.self.Load().cluster, logger: n.o.logger, metrics: n.o.metrics,
+		moved: n.checkpointMoved, fatal: n.fail, fault: n.o.storeFault,
+	})
+	if err != nil {
+		return err
+	}
+	dir := filepath.Join(n.o.dataDir, raftDir)
+	n.log, err = openLogStore(dir, logOptions{
+		fileSize:   n.o.logFileSize,
+		gapAllowed: func(first uint64) bool { return n.store.durable.Load().at.index+1 >= first },
+		fatal:      n.fail,
+		logger:     n.o.logger,
+	})
+	if err != nil {
+		return err
+	}
+	if n.stable, err = openStableStore(filepath.Join(dir, stableDB)); err != nil {
+		return err
+	}
+	return n.matchLog()
+}
+
+// matchLog compares the Raft log with the durable checkpoint D. A log that ends
+// before D is what a crash leaves after a snapshot was installed: D has it all,
+// and the log starts anew behind it; so does a log that has entries of a leader
+// that lost where D has what was committed (raft.md F4). A log that starts after D means that
+// ledger.db is older than the log: acknowledged entries would be missing.
+func (n *node) matchLog() error {
+	at := n.store.durable.Load().at
+	first, err := n.log.FirstIndex()
+	if err != nil {
+		return err
+	}
+	last, err := n.log.LastIndex()
+	if err != nil {
+		return err
+	}
+	if first > at.index+1 {
+		return fmt.Errorf("%s: the Raft log starts at index %d but the checkpoint is at %d: entries between are missing", n.o.dataDir, first, at.index)
+	}
+	n.lastD.Store(at.index)
+	if last == 0 || at.index == 0 {
+		return nil
+	}
+	conflict, err := n.conflicts(at.index, at.term)
+	if err != nil || last >= at.index && !conflict {
+		return err
+	}
+	n.o.logger.Warn("the Raft log does not go on from the checkpoint and starts anew behind it", "checkpoint", at.index, "log_end", last)
+	return n.log.reset(at.index)
+}
+
+// conflicts tells whether the Raft log has another entry at index than one of
+// the given term.
+func (n *node) conflicts(index, term uint64) (bool, error) {
+	var l raft.Log
+	err := n.log.GetLog(index, &l)
+	if err == raft.ErrLogNotFound {
+		return false, nil
+	}
+	return l.Term != term, err
+}
+
+// startRaft starts Raft on this node's state, writing the first configuration
+// if this node was there when the cluster formed and has no state yet.
+func (n *node) startRaft() error {
+	self := n.self.Load()
+	n.store.o.cluster = self.cluster
+	f, err := newFSM(n.store, n.uploadLimit(), n.fail)
+	if err != nil {
+		return err
+	}
+	f.fetch, f.installed = n.fetches.fetch, n.snapshotInstalled
+	snaps := &snapshotStore{n: n}
+	conf := n.raftConfig(self)
+	if !self.Started {
+		if err := n.bootstrap(conf, snaps); err != nil {
+			return err
+		}
+	} else if empty, err := n.isEmpty(); err != nil || empty {
+		return errors.Join(err, fmt.Errorf("%s: the Raft log and its state are gone, a node must not vote without them: move the directory away and let the node join again", n.o.dataDir))
+	}
+	notify := make(chan bool, 16)
+	conf.NotifyCh = notify
+	r, err := raft.NewRaft(conf, f, n.log, n.stable, snaps, n.transport)
+	if err != nil {
+		return err
+	}
+	n.fsm.Store(f)
+	n.raft.Store(r)
+	n.changing.fire()
+	n.done.Go(func() { n.leadershipLoop(r, notify) })
+	n.done.Go(func() { n.observeLeader(r) })
+	n.done.Go(n.sealLoop)
+	if servers := n.servers(); len(servers) == 1 && servers[0].ID == conf.LocalID {
+		n.done.Go(func() { n.transport.lead(conf.LocalID) }) // nobody else can be the leader
+	}
+	return nil
+}
+
+// isEmpty tells whether there is no trace of Raft on this disk.
+func (n *node) isEmpty() (bool, error) {
+	has, err := raft.HasExistingState(n.log, n.stable, &snapshotStore{n: n})
+	return !has, err
+}
+
+// raftConfig returns Raft's configuration. Raft itself never takes snapshots and
+// never shortens the log; this program does (store_seal.go).
+func (n *node) raftConfig(self *nodeFile) *raft.Config {
+	c := raft.DefaultConfig()
+	c.LocalID = serverID(n.identity())
+	c.HeartbeatTimeout = n.o.electionMin
+	c.ElectionTimeout = max(n.o.electionMin, n.o.electionMax/2)
+	c.LeaderLeaseTimeout = n.o.electionMin * 4 / 5
+	c.CommitTimeout = 10 * time.Millisecond
+	c.MaxAppendEntries = 16
+	c.BatchApplyCh = true
+	c.SnapshotInterval = 24 * time.Hour
+	c.SnapshotThreshold = 1 << 62
+	c.TrailingLogs = 1 << 62
+	c.NoSnapshotRestoreOnStart = true
+	c.NoLegacyTelemetry = true
+	c.ShutdownOnRemove = false
+	c.Logger = newRaftLogger(n.o.logger, slog.LevelWarn)
+	return c
+}
+
+// uploadLimit is the largest command the FSM joins from parts.
+func (n *node) uploadLimit() uint32 {
+	return uint32(min(2*n.o.maxValueSize+(64<<20), 1<<32-1))
+}
+
+// leadershipLoop follows whether this node leads. A new leader waits until it
+// has applied everything before its term; then it may serve reads.
+func (n *node) leadershipLoop(r *raft.Raft, notify <-chan bool) {
+	for {
+		select {
+		case <-n.ctx.Done():
+			return
+		case leads := <-notify:
+			if leads {
+				n.done.Go(func() { n.becomeReady(r) })
+			}
+			n.changing.fire()
+		}
+	}
+}
+
+// becomeReady marks the current term as one in which reads may be served.
+func (n *node) becomeReady(r *raft.Raft) {
+	for n.ctx.Err() == nil && r.State() == raft.Leader {
+		term := r.CurrentTerm()
+		if err := r.Barrier(time.Second).Error(); err != nil {
+			n.pause(10 * time.Millisecond)
+			continue
+		}
+		if r.State() == raft.Leader && r.CurrentTerm() == term {
+			n.readyTerm.Store(term)
+			n.o.logger.Info("leading", "term", term, "ledger_size", n.store.size())
+			n.changing.fire()
+			n.wakeSeal()
+			return
+		}
+	}
+}
+
+// observeLeader fires changing whenever Raft hears of another leader.
+func (n *node) observeLeader(r *raft.Raft) {
+	ch := make(chan raft.Observation, 16)
+	o := raft.NewObserver(ch, false, func(o *raft.Observation) bool {
+		_, ok := o.Data.(raft.LeaderObservation)
+		return ok
+	})
+	r.RegisterObserver(o)
+	defer r.DeregisterObserver(o)
+	for {
+		select {
+		case <-n.ctx.Done():
+			return
+		case <-ch:
+			n.changing.fire()
+		}
+	}
+}
+
+// leads tells whether this node is the leader as far as it knows.
+func (n *node) leads() bool {
+	r := n.raft.Load()
+	return r != nil && r.State() == raft.Leader
+}
+
+// pause waits a moment or until the node closes.
+func (n *node) pause(d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-n.ctx.Done():
+	}
+}
+
+// fail reports the error that ends this node; only the first counts.
+func (n *node) fail(err error) {
+	n.o.logger.Error("node cannot go on", "error", err)
+	select {
+	case n.failures <- err:
+	default:
+	}
+}
+
+// failed delivers the error that ends this node, errRestart if it should be
+// opened again.
+func (n *node) failed() <-chan error { return n.failures }
+
+// diskLoop watches the space left on the disk. Below the high-water mark
+// writes are refused and leadership goes elsewhere; reads go on.
+func (n *node) diskLoop() {
+	for n.ctx.Err() == nil {
+		full, err := diskIsFull(n.o.dataDir)
+		if err != nil {
+			n.o.logger.Warn("reading the free space of the disk", "error", err)
+		} else if n.diskFull.Swap(full) != full {
+			n.o.logger.Warn("disk high-water mark", "above", full)
+		}
+		n.pause(diskEvery)
+	}
+}
+
+// diskIsFull tells whether less than 5 % of the disk is free, at least 16 MiB
+// and at most 1 GiB.
+func diskIsFull(dir string) (bool, error) {
+	var st syscall.Statfs_t
+	if err := syscall.Statfs(dir, &st); err != nil {
+		return false, err
+	}
+	reserve := min(max(st.Blocks*uint64(st.Bsize)/20, 16<<20), 1<<30)
+	return st.Bavail*uint64(st.Bsize) < reserve, nil
+}
+
+// transfer hands leadership to the node with the given id, 0 = to the most
+// advanced one, and returns when it is gone. A follower passes it on.
+func (n *node) transfer(ctx context.Context, to uint64) error {
+	addr, _ := n.leaderServer()
+	if addr == "" {
+		return errNoLeader
+	}
+	r := n.raft.Load()
+	if r.State() != raft.Leader {
+		return n.call(ctx, http.MethodPost, string(addr), "/transfer", transferRequest{to}, nil)
+	}
+	done := make(chan error, 1)
+	go func() { // may stay behind for ever: raft.md F5
+		if to == 0 {
+			done <- r.LeadershipTransfer().Error()
+			return
+		}
+		s, ok := n.server(to)
+		if !ok {
+			done <- fmt.Errorf("%w: no node has id %d", errNotFound, to)
+			return
+		}
+		done <- r.LeadershipTransferToServer(s.ID, s.Address).Error()
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// transferRequest asks the leader to hand over leadership.
+type transferRequest struct {
+	To uint64 `json:"to"`
+}
+
+// close hands over leadership, stops everything and releases the directory.
+// What was acknowledged is on disk; nothing else is promised.
+func (n *node) close(ctx context.Context) error {
+	if r := n.raft.Load(); r != nil && r.State() == raft.Leader && len(n.voters()) > 1 {
+		if err := n.transfer(ctx, 0); err != nil {
+			n.o.logger.Warn("leadership was not handed over", "error", err)
+		}
+	}
+	return n.release()
+}
+
+// release stops and closes whatever was opened.
+func (n *node) release() error {
+	n.cancel()
+	if r := n.raft.Load(); r != nil {
+		if err := r.Shutdown().Error(); err != nil {
+			n.o.logger.Warn("stopping Raft", "error", err)
+		}
+	}
+	n.changing.fire()
+	var errs []error
+	if n.transport != nil {
+		errs = append(errs, n.transport.Close())
+	}
+	if n.port != nil {
+		errs = append(errs, n.port.close())
+	}
+	n.done.Wait()
+	if n.store != nil {
+		errs = append(errs, n.store.close())
+	}
+	if n.log != nil {
+		errs = append(errs, n.log.close())
+	}
+	if n.stable != nil {
+		errs = append(errs, n.stable.close())
+	}
+	if n.lock != nil {
+		errs = append(errs, n.lock.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// changeSignal lets goroutines wait for a change without missing one.
+type changeSignal struct {
+	mu sync.Mutex
+	ch chan struct{}
+}
+
+func (c *changeSignal) init() { c.ch = make(chan struct{}) }
+
+// next returns a channel that the next fire closes. Take it before looking at
+// what may change.
+func (c *changeSignal) next() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.ch
+}
+
+// fire wakes everybody who took next.
+func (c *changeSignal) fire() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	close(c.ch)
+	c.ch = make(chan struct{})
+}
+
+// internalRoutes is what nodes ask each other over the internal port.
+func (n *node) internalRoutes() http.Handler {
+	m := http.NewServeMux()
+	m.HandleFunc("GET /hello", n.serveHello)
+	m.HandleFunc("POST /pledge", n.servePledge)
+	m.HandleFunc("POST /form", n.serveForm)
+	m.HandleFunc("POST /join", n.serveJoin)
+	m.HandleFunc("POST /pack", n.servePack)
+	m.HandleFunc("GET /term", n.serveTerm)
+	m.HandleFunc("GET /confirm", n.serveConfirm)
+	m.HandleFunc("POST /seal", n.serveSeal)
+	m.HandleFunc("POST /transfer", n.serveTransfer)
+	m.HandleFunc("GET /segments/{id}", n.serveSegment)
+	return m
+}

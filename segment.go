@@ -1,8 +1,6 @@
 package main
 
 import (
-	"bytes"
-	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -10,8 +8,9 @@ import (
 	"unicode/utf8"
 )
 
-// This file owns two formats: the canonical header of an entry, which is the
-// leaf of the Merkle tree, and the segment file. All integers are big-endian.
+// This file owns the canonical header of an entry, which is the leaf of the
+// Merkle tree. The segment file is in segment_file.go, the segment that is
+// still growing in segment_pending.go. All integers are big-endian.
 //
 // # Canonical entry header (version 1)
 //
@@ -163,6 +162,3 @@ func parseHeader(b []byte) (header, error) {
 	}
 	return h, nil
 }
-
-var _ = bytes.Equal
-var _ = sha256.Size

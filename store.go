@@ -1,4 +1,309 @@
 package main
 
-// store is the node's disk.
-type store struct{}
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+)
+
+// store is the node's disk and what is not on it yet. The apply goroutine
+// grows the pending segment and seals it (store_append.go); a background
+// goroutine writes sealed segments and moves the durable checkpoint D
+// (store_seal.go); anybody reads (store_read.go).
+//
+// Below data_dir it owns
+//
+//	segments/   sealed segment files (segment_file.go)
+//	index/      runs of the key index (store_index.go)
+//	ledger.db   bbolt: D and the lists of segments and runs (store_ledger.go)
+//
+// What is in memory only, the pending and the sealing segments, comes back by
+// replaying the Raft log from D.
+type store struct {
+	// immutable after open
+	o      storeOptions
+	ledger *ledgerFile
+	index  *keyIndex
+
+	manifest atomic.Pointer[manifest]     // as of the last applied log entry
+	durable  atomic.Pointer[durableState] // what a restart would find
+
+	// mu guards the entries that are in memory. Readers hold it to look
+	// something up there, the apply goroutine to publish, never across disk or
+	// network; so a reader sees all entries of a published batch or none.
+	mu      sync.RWMutex
+	pending *pendingSegment
+	sealing []*sealedSegment // closed, not yet on disk; oldest first
+	waiters []sizeWaiter
+
+	// owned by the apply goroutine
+	staged  []stagedEntry
+	overlay map[string]int32 // key to its newest staged entry
+
+	files fileCache
+	lists sync.Mutex // serialises changes of the list of runs, in ledger.db and in index
+
+	wake    chan struct{} // there is something for the seal goroutine
+	drained *sync.Cond    // on mu: sealing became shorter, or the store stopped
+	stopped bool          // guarded by mu
+	quit    chan struct{}
+	done    sync.WaitGroup
+}
+
+// storeOptions is what a store needs to know; sizes are bytes.
+type storeOptions struct {
+	dir     string
+	cluster clusterID
+	logger  *slog.Logger
+	metrics *metrics
+
+	// moved is called after D moved, from the seal goroutine.
+	moved func(checkpoint)
+	// fatal is called when disk and memory may differ: the process must end.
+	fatal func(error)
+	// fault, when set, is asked before and after each step that changes the
+	// disk; an error it returns is taken as that step's. For tests of crashes.
+	fault func(step string) error
+}
+
+// errFormat says that a directory was written by a newer program.
+var errFormat = errors.New("newer format")
+
+const (
+	segmentDir = "segments"
+	indexDir   = "index"
+	ledgerName = "ledger.db"
+)
+
+// openStore opens the store below o.dir at its durable checkpoint D. Files that
+// a crash left half-made are removed, runs that are missing or damaged are
+// built again from the segments; a damaged segment or ledger.db is an error.
+func openStore(o storeOptions) (*store, error) {
+	for _, d := range []string{segmentDir, indexDir} {
+		if err := os.MkdirAll(filepath.Join(o.dir, d), 0o700); err != nil {
+			return nil, err
+		}
+		if err := removeTmp(filepath.Join(o.dir, d)); err != nil {
+			return nil, err
+		}
+	}
+	if err := syncDir(o.dir); err != nil {
+		return nil, err
+	}
+	ledger, state, err := openLedger(filepath.Join(o.dir, ledgerName))
+	if err != nil {
+		return nil, err
+	}
+	s := &store{
+		o:       o,
+		ledger:  ledger,
+		pending: newPendingSegment(state.at.size),
+		overlay: make(map[string]int32),
+		wake:    make(chan struct{}, 1),
+		quit:    make(chan struct{}),
+	}
+	s.drained = sync.NewCond(&s.mu)
+	s.durable.Store(state)
+	s.manifest.Store(state.manifest())
+	if err := s.recover(state); err != nil {
+		ledger.close()
+		return nil, err
+	}
+	s.done.Go(s.sealLoop)
+	s.done.Go(s.mergeLoop)
+	return s, nil
+}
+
+// recover checks the segments that D names and opens the key index.
+func (s *store) recover(state *durableState) error {
+	for _, info := range state.segments {
+		f, err := s.openSegment(info)
+		if err != nil {
+			return err
+		}
+		s.files.put(info.first, f)
+	}
+	for {
+		var err error
+		s.index, err = openIndex(filepath.Join(s.o.dir, indexDir), state.runs, s.o.logger)
+		var broken *runError
+		if !errors.As(err, &broken) {
+			return err
+		}
+		built, rerr := s.rebuild(broken.info, state.segments)
+		if rerr != nil {
+			return errors.Join(err, rerr)
+		}
+		state.runs = slices.Clone(state.runs)
+		state.runs[slices.Index(state.runs, broken.info)] = built
+	}
+}
+
+// openSegment opens the file of a sealed segment and checks that it is the one
+// the manifest means.
+func (s *store) openSegment(info segmentInfo) (*segmentFile, error) {
+	path := s.segmentPath(info)
+	f, err := openSegmentFile(path)
+	if err != nil {
+		return nil, err
+	}
+	if f.root != info.root || f.size != int64(info.size) || f.first != info.first || f.count != info.count {
+		f.close()
+		return nil, fmt.Errorf("segment %s: %w: file has root %s and %d bytes, the manifest says %s and %d", path, errCorrupt, f.root, f.size, info.root, info.size)
+	}
+	if f.cluster != s.o.cluster {
+		f.close()
+		return nil, fmt.Errorf("segment %s: belongs to cluster %s, this is cluster %s", path, f.cluster, s.o.cluster)
+	}
+	return f, nil
+}
+
+// segmentPath returns where the file of a segment is.
+func (s *store) segmentPath(info segmentInfo) string {
+	return filepath.Join(s.o.dir, segmentDir, info.id()+segmentSuffix)
+}
+
+// close stops the background work and releases the files. What was not sealed
+// stays in the Raft log.
+func (s *store) close() error {
+	s.mu.Lock()
+	stopped := s.stopped
+	s.stopped = true
+	s.drained.Broadcast()
+	s.mu.Unlock()
+	if stopped {
+		return nil
+	}
+	close(s.quit)
+	s.done.Wait()
+	s.index.close()
+	return s.ledger.close()
+}
+
+// step runs one change of the disk and lets the fault hook fail it, before it
+// happens or after.
+func (s *store) step(name string, do func() error) error {
+	if s.o.fault != nil {
+		if err := s.o.fault("before " + name); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	if err := do(); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	if s.o.fault != nil {
+		if err := s.o.fault("after " + name); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// writeDurably makes the file path with what fill writes. On return the file
+// and its name are on disk; a crash before leaves a .tmp file or nothing.
+func writeDurably(path string, fill func(io.Writer) error) error {
+	tmp := path + tmpSuffix
+	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	err = fill(f)
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = os.Rename(tmp, path)
+	}
+	if err != nil {
+		os.Remove(tmp)
+		return err
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+// syncDir makes the names in a directory durable.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
+
+// removeTmp removes what a crash left half-written in dir.
+func removeTmp(dir string) error {
+	names, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		if strings.HasSuffix(n.Name(), tmpSuffix) {
+			if err := os.Remove(filepath.Join(dir, n.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// fileCache keeps the open segment files by their first seq. A file is opened
+// once; its os.File closes itself when the last reader has let go of it.
+type fileCache struct {
+	mu    sync.Mutex
+	files map[uint64]*segmentFile
+}
+
+// get returns the open file of a segment, calling open if there is none.
+func (c *fileCache) get(first uint64, open func() (*segmentFile, error)) (*segmentFile, error) {
+	c.mu.Lock()
+	f := c.files[first]
+	c.mu.Unlock()
+	if f != nil {
+		return f, nil
+	}
+	f, err := open()
+	if err == nil {
+		c.put(first, f)
+	}
+	return f, err
+}
+
+// put keeps f for the segment that starts at first.
+func (c *fileCache) put(first uint64, f *segmentFile) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.files == nil {
+		c.files = make(map[uint64]*segmentFile)
+	}
+	c.files[first] = f
+}
+
+// appendCRC appends the CRC32C of b to it.
+func appendCRC(b []byte) []byte {
+	return binary.BigEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
+}
+
+// cutCRC checks and removes what appendCRC added.
+func cutCRC(b []byte) ([]byte, error) {
+	if len(b) < 4 {
+		return nil, fmt.Errorf("%w: %d bytes, too few for a CRC", errCorrupt, len(b))
+	}
+	body, tail := b[:len(b)-4], b[len(b)-4:]
+	if got, want := crc32.Checksum(body, castagnoli), binary.BigEndian.Uint32(tail); got != want {
+		return nil, fmt.Errorf("%w: CRC is %08x, the bytes give %08x", errCorrupt, want, got)
+	}
+	return body, nil
+}

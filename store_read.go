@@ -1,9 +1,15 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"os"
+	"slices"
+	"sort"
+	"strings"
 )
 
 var (
@@ -18,7 +24,7 @@ type entry struct {
 	header
 	raw   []byte      // canonical header bytes
 	leaf  hash        // leafHash(raw)
-	value io.ReaderAt // size bytes, already checked against their CRC
+	value io.ReaderAt // size bytes, checked against their CRC; nil from history and list
 }
 
 // selector says which version of a key is wanted; the zero value is the newest.
@@ -29,25 +35,405 @@ type selector struct {
 	atTime  *int64  // the newest version with time <= atTime (Unix ms)
 }
 
+// accepts returns the test a header must pass, nil for the newest version.
+func (sel *selector) accepts() func(*header) bool {
+	switch {
+	case sel.version > 0:
+		return func(h *header) bool { return h.version == sel.version }
+	case sel.atSeq != nil:
+		return func(h *header) bool { return h.seq <= *sel.atSeq }
+	}
+	return nil
+}
+
 // get returns the wanted version of key. A tombstone is returned together
 // with errDeleted. Damaged bytes give an error that wraps errCorrupt.
-func (s *store) get(key []byte, sel selector) (entry, error) { panic("stub") }
+func (s *store) get(key []byte, sel selector) (entry, error) {
+	if sel.seq != nil {
+		return s.getSeq(key, *sel.seq)
+	}
+	if sel.atTime != nil {
+		end, err := s.firstAfter(*sel.atTime)
+		if err != nil {
+			return entry{}, err
+		}
+		if end == 0 {
+			return entry{}, errNotFound
+		}
+		end--
+		sel.atSeq = &end
+	}
+	if e, ok := s.findInMemory(key, sel.accepts()); ok {
+		return e, e.fate()
+	}
+	p, ok, err := repaired(s, func() (position, bool, error) {
+		switch {
+		case sel.version > 0:
+			return s.index.version(key, sel.version)
+		case sel.atSeq != nil:
+			return s.index.before(key, *sel.atSeq)
+		}
+		return s.index.latest(key)
+	})
+	if err != nil {
+		return entry{}, err
+	}
+	if !ok {
+		return entry{}, errNotFound
+	}
+	e, err := s.entryFrom(p.seq, &place{p.offset, p.length}, true)
+	if err == nil && !bytes.Equal(e.key, key) {
+		err = fmt.Errorf("entry %d: %w: the key index says it is of another key", p.seq, errCorrupt)
+	}
+	if err != nil {
+		return entry{}, err
+	}
+	return e, e.fate()
+}
 
-// entryAt returns the entry with the given seq.
-func (s *store) entryAt(seq uint64) (entry, error) { panic("stub") }
+// fate returns errDeleted for a tombstone.
+func (e *entry) fate() error {
+	if e.op == opDelete {
+		return errDeleted
+	}
+	return nil
+}
+
+// getSeq returns entry seq if it is of key.
+func (s *store) getSeq(key []byte, seq uint64) (entry, error) {
+	if seq >= s.size() {
+		return entry{}, errNotFound
+	}
+	e, err := s.entryAt(seq)
+	if err != nil {
+		return entry{}, err
+	}
+	if !bytes.Equal(e.key, key) {
+		return entry{}, errNotFound
+	}
+	return e, e.fate()
+}
+
+// entryAt returns the entry with the given seq, which must be below size().
+func (s *store) entryAt(seq uint64) (entry, error) { return s.entryFrom(seq, nil, true) }
+
+// headerAt is entryAt without the value.
+func (s *store) headerAt(seq uint64) (entry, error) { return s.entryFrom(seq, nil, false) }
+
+// entryFrom returns the entry with the given seq from memory or from its
+// segment file, where its record is at pl if that is known.
+func (s *store) entryFrom(seq uint64, pl *place, value bool) (entry, error) {
+	s.mu.RLock()
+	for _, p := range s.inMemory() {
+		if seq >= p.first && seq < p.end() {
+			e := p.entries[seq-p.first]
+			s.mu.RUnlock()
+			return e.entry(), nil
+		}
+	}
+	s.mu.RUnlock()
+	m := s.manifest.Load()
+	k := m.find(seq)
+	if k < 0 {
+		return entry{}, errNotFound
+	}
+	file, err := s.segment(m.segments[k])
+	if err != nil {
+		return entry{}, err
+	}
+	return file.entry(seq, pl, value)
+}
+
+// entry returns e as readers get it.
+func (e *pendingEntry) entry() entry {
+	h, err := parseHeader(e.raw)
+	if err != nil {
+		panic("store: " + err.Error())
+	}
+	return entry{header: h, raw: e.raw, leaf: e.leaf, value: memoryValue(e.value)}
+}
+
+// entry reads the entry with the given seq, at pl if that is known.
+func (f *segmentFile) entry(seq uint64, pl *place, value bool) (entry, error) {
+	if pl == nil {
+		at, err := f.placeOf(seq)
+		if err != nil {
+			return entry{}, err
+		}
+		pl = &at
+	}
+	r, err := f.recordAt(*pl, seq)
+	if err != nil {
+		return entry{}, err
+	}
+	e := entry{header: r.header, raw: r.raw, leaf: leafHash(r.raw)}
+	if value {
+		e.value, err = f.value(&r)
+	}
+	return e, err
+}
+
+// segment returns the open file of a sealed segment.
+func (s *store) segment(info segmentInfo) (*segmentFile, error) {
+	return s.files.get(info.first, func() (*segmentFile, error) { return s.openSegment(info) })
+}
+
+// inMemory returns the segments in memory, newest first; mu must be held.
+func (s *store) inMemory() []*pendingSegment {
+	all := make([]*pendingSegment, 0, 1+maxSealing)
+	all = append(all, s.pending)
+	for i := len(s.sealing) - 1; i >= 0; i-- {
+		all = append(all, s.sealing[i].pendingSegment)
+	}
+	return all
+}
+
+// findInMemory returns the key's newest accepted entry that is in memory.
+func (s *store) findInMemory(key []byte, accept func(*header) bool) (entry, bool) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for _, p := range s.inMemory() {
+		if i, ok := p.newest(key, accept); ok {
+			return p.entries[i].entry(), true
+		}
+	}
+	return entry{}, false
+}
+
+// newestInMemory returns the canonical header of the key's newest accepted
+// entry in memory, or nil. For the apply goroutine, which needs no lock.
+func (s *store) newestInMemory(key []byte, accept func(*header) bool) []byte {
+	if i, ok := s.pending.newest(key, accept); ok {
+		return s.pending.entries[i].raw
+	}
+	s.mu.RLock()
+	sealing := s.sealing
+	s.mu.RUnlock()
+	for k := len(sealing) - 1; k >= 0; k-- {
+		if i, ok := sealing[k].newest(key, accept); ok {
+			return sealing[k].entries[i].raw
+		}
+	}
+	return nil
+}
+
+// firstAfter returns the seq of the first entry with a time after t, which is
+// the size of the ledger if there is none. Times never go back.
+func (s *store) firstAfter(t int64) (uint64, error) {
+	var err error
+	n := sort.Search(int(s.size()), func(seq int) bool {
+		e, herr := s.headerAt(uint64(seq))
+		err = errors.Join(err, herr)
+		return e.time > t
+	})
+	return uint64(n), err
+}
 
 // history returns the versions of key with seq < before, newest first, at
 // most limit, and the seq to give as before for the next page (nil at the end).
 func (s *store) history(key []byte, before uint64, limit int) ([]entry, *uint64, error) {
-	panic("stub")
+	if before == 0 {
+		return nil, nil, errNotFound
+	}
+	last := before - 1
+	newest, err := s.get(key, selector{atSeq: &last})
+	if err != nil && !errors.Is(err, errDeleted) {
+		return nil, nil, err
+	}
+	versions := []entry{newest}
+	for len(versions) < limit && versions[len(versions)-1].prev != noSeq {
+		e, err := s.headerAt(versions[len(versions)-1].prev)
+		if err != nil {
+			return nil, nil, err
+		}
+		versions = append(versions, e)
+	}
+	if oldest := &versions[len(versions)-1]; oldest.prev != noSeq {
+		return versions, &oldest.seq, nil
+	}
+	return versions, nil, nil
 }
 
 // list returns the live keys with the prefix that come after after (nil = from
 // the start), in byte order, at most limit, and whether more follow.
-func (s *store) list(prefix, after []byte, limit int) ([]entry, bool, error) { panic("stub") }
+func (s *store) list(prefix, after []byte, limit int) ([]entry, bool, error) {
+	from := prefix
+	if after != nil && bytes.Compare(after, prefix) >= 0 {
+		from = append(slices.Clone(after), 0)
+	}
+	for tries := 0; ; tries++ {
+		found, more, err := s.listFrom(prefix, from, limit)
+		var broken *runError
+		if !errors.As(err, &broken) || tries == 3 {
+			return found, more, err
+		}
+		if rerr := s.repairRun(broken.info); rerr != nil {
+			return nil, false, errors.Join(err, rerr)
+		}
+	}
+}
+
+// listFrom is one try of list, from the key from on: a merge of the keys in
+// memory with those in the runs. A key that is in both is newer in memory.
+func (s *store) listFrom(prefix, from []byte, limit int) ([]entry, bool, error) {
+	memory := s.keysInMemory(from)
+	disk := s.index.scan(from)
+	mkey, mok := memory.next()
+	dkey, p, dok := disk.next()
+	var found []entry
+	for {
+		var e entry
+		var err error
+		mok = mok && strings.HasPrefix(mkey, string(prefix))
+		dok = dok && bytes.HasPrefix(dkey, prefix)
+		switch {
+		case !mok && !dok:
+			return found, false, disk.err()
+		case mok && (!dok || mkey <= string(dkey)):
+			if dok && mkey == string(dkey) {
+				dkey, p, dok = disk.next()
+			}
+			e, err = s.get([]byte(mkey), selector{})
+			mkey, mok = memory.next()
+		case p.deleted:
+			err = errDeleted
+			dkey, p, dok = disk.next()
+		default:
+			e, err = s.entryFrom(p.seq, &place{p.offset, p.length}, false)
+			dkey, p, dok = disk.next()
+		}
+		if errors.Is(err, errDeleted) {
+			continue
+		}
+		if err != nil {
+			return nil, false, err
+		}
+		if len(found) == limit {
+			return found, true, nil
+		}
+		found = append(found, e)
+	}
+}
+
+// keyCursor merges sorted lists of keys.
+type keyCursor struct{ lists [][]string }
+
+// next returns the smallest key left, which it takes from all lists.
+func (c *keyCursor) next() (string, bool) {
+	least, ok := "", false
+	for _, l := range c.lists {
+		if len(l) > 0 && (!ok || l[0] < least) {
+			least, ok = l[0], true
+		}
+	}
+	for i, l := range c.lists {
+		if len(l) > 0 && l[0] == least {
+			c.lists[i] = l[1:]
+		}
+	}
+	return least, ok
+}
+
+// keysInMemory returns the keys in memory that are not before from.
+func (s *store) keysInMemory(from []byte) *keyCursor {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var c keyCursor
+	for _, p := range s.inMemory() {
+		p.sortKeys()
+		i, _ := slices.BinarySearch(p.sorted, string(from))
+		c.lists = append(c.lists, p.sorted[i:]) // a later sortKeys makes a new slice
+	}
+	return &c
+}
+
+// sizeWaiter waits until the ledger has size entries.
+type sizeWaiter struct {
+	size  uint64
+	ready chan struct{}
+}
 
 // size returns how many entries this node has applied.
-func (s *store) size() uint64 { panic("stub") }
+func (s *store) size() uint64 {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.pending.end()
+}
+
+// pendingInfo returns the first seq, the entries and the bytes of the segment
+// that still grows.
+func (s *store) pendingInfo() (first, count, size uint64) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.pending.first, uint64(len(s.pending.entries)), uint64(s.pending.bytes)
+}
+
+// pendingSince returns the time of the oldest pending entry in Unix ms; ok is
+// false when there is none.
+func (s *store) pendingSince() (ms int64, ok bool) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if len(s.pending.entries) == 0 {
+		return 0, false
+	}
+	h := s.pending.header(0)
+	return h.time, true
+}
 
 // waitSize waits until size() >= n.
-func (s *store) waitSize(ctx context.Context, n uint64) error { panic("stub") }
+func (s *store) waitSize(ctx context.Context, n uint64) error {
+	s.mu.Lock()
+	if s.pending.end() >= n {
+		s.mu.Unlock()
+		return nil
+	}
+	w := sizeWaiter{n, make(chan struct{})}
+	s.waiters = append(s.waiters, w)
+	s.mu.Unlock()
+	select {
+	case <-w.ready:
+		return nil
+	case <-ctx.Done():
+		s.mu.Lock()
+		s.waiters = slices.DeleteFunc(s.waiters, func(o sizeWaiter) bool { return o.ready == w.ready })
+		s.mu.Unlock()
+		return ctx.Err()
+	}
+}
+
+// segmentByID returns the open file of a confirmed segment.
+func (s *store) segmentByID(id string) (*segmentFile, segmentInfo, error) {
+	for _, info := range s.manifest.Load().shown() {
+		if info.id() == id {
+			f, err := s.segment(info)
+			return f, info, err
+		}
+	}
+	return nil, segmentInfo{}, fmt.Errorf("segment %q: %w", id, errNotFound)
+}
+
+// sealedFile opens the file of a confirmed segment for the caller to close.
+func (s *store) sealedFile(id string) (*os.File, segmentInfo, error) {
+	_, info, err := s.segmentByID(id)
+	if err != nil {
+		return nil, info, err
+	}
+	f, err := os.Open(s.segmentPath(info))
+	return f, info, err
+}
+
+// currentManifest returns the manifest as clients see it: confirmed segments only.
+func (s *store) currentManifest() *manifest {
+	m := s.manifest.Load()
+	return &manifest{m.version, m.confirmed, m.shown()}
+}
+
+// checkpoint returns D with everything that belongs to it.
+func (s *store) checkpoint() (*durableState, error) {
+	s.lists.Lock()
+	defer s.lists.Unlock()
+	state := *s.durable.Load()
+	var err error
+	state.window, err = s.ledger.window()
+	return &state, err
+}

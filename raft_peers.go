@@ -1,0 +1,248 @@
+package main
+
+import (
+	"context"
+	"maps"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// memberInfo is one node of the cluster as this node knows it.
+type memberInfo struct {
+	id      uint64
+	http    string // URL of its client port
+	raft    string // host:port of its internal port
+	region  string
+	version string
+	role    string // leader, follower or learner
+	state   string // alive, suspect or dead
+	applied uint64 // entries it has applied
+}
+
+// nodeStatus is what a node says of itself.
+type nodeStatus struct {
+	clusterID string // 32 hex digits; "" before the cluster is formed
+	name      string
+	nodeID    uint64
+	role      string // leader, follower, learner, candidate, forming
+	term      uint64
+	leader    *memberInfo // nil: none known
+	size      uint64      // entries applied here
+	manifest  *manifest
+	contact   int64 // ms since the leader was heard; 0 on the leader; -1 = never
+	ready     bool  // can serve reads and writes now
+	diskFull  bool
+	archive   string
+}
+
+const (
+	stateAlive   = "alive"
+	stateSuspect = "suspect"
+	stateDead    = "dead"
+
+	helloEvery   = 500 * time.Millisecond
+	suspectAfter = 1500 * time.Millisecond // of silence
+	deadAfter    = 5 * time.Second
+)
+
+// peer is what this node last heard from another.
+type peer struct {
+	hello
+	heard time.Time
+}
+
+// state says how long ago the peer was heard.
+func (p *peer) state(now time.Time) string {
+	switch silence := now.Sub(p.heard); {
+	case silence < suspectAfter:
+		return stateAlive
+	case silence < deadAfter:
+		return stateSuspect
+	}
+	return stateDead
+}
+
+// peerTable remembers the last hello of every Raft server.
+type peerTable struct {
+	mu   sync.Mutex
+	last map[raft.ServerID]peer
+}
+
+// get returns what the server last said.
+func (t *peerTable) get(id raft.ServerID) (peer, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	p, ok := t.last[id]
+	return p, ok
+}
+
+// put notes a hello.
+func (t *peerTable) put(id raft.ServerID, p peer) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.last = maps.Clone(t.last)
+	if t.last == nil {
+		t.last = make(map[raft.ServerID]peer)
+	}
+	t.last[id] = p
+}
+
+// peerLoop says hello to every other server and, on the leader, makes voters of
+// newcomers that have caught up.
+func (n *node) peerLoop() {
+	for n.ctx.Err() == nil {
+		others := n.others()
+		parallel(len(others), func(i int) { n.greet(others[i]) })
+		n.promote()
+		if n.raft.Load() != nil {
+			if err := n.markStarted(); err != nil {
+				n.fail(err)
+			}
+		}
+		n.pause(helloEvery)
+	}
+}
+
+// greet says hello to one server.
+func (n *node) greet(s raft.Server) {
+	ctx, cancel := context.WithTimeout(n.ctx, suspectAfter)
+	defer cancel()
+	var h hello
+	if err := n.call(ctx, http.MethodGet, string(s.Address), "/hello", nil, &h); err != nil {
+		return
+	}
+	if inc, err := parseIncarnation(h.Incarnation); err == nil && serverID(identity{node: h.ID, incarnation: inc}) == s.ID {
+		n.peers.put(s.ID, peer{h, n.o.now()})
+	}
+}
+
+// servers returns Raft's latest configuration, as a copy: Raft gives everybody
+// the same slice.
+func (n *node) servers() []raft.Server {
+	r := n.raft.Load()
+	if r == nil {
+		return nil
+	}
+	return slices.Clone(r.GetConfiguration().Configuration().Servers)
+}
+
+// others returns all servers but this one.
+func (n *node) others() []raft.Server {
+	own := serverID(n.identity())
+	return slices.DeleteFunc(n.servers(), func(s raft.Server) bool { return s.ID == own })
+}
+
+// voters returns the servers that vote.
+func (n *node) voters() []raft.Server {
+	return slices.DeleteFunc(n.servers(), func(s raft.Server) bool { return s.Suffrage != raft.Voter })
+}
+
+// server returns the server of the node with the given id.
+func (n *node) server(id uint64) (raft.Server, bool) {
+	for _, s := range n.servers() {
+		if node, _, err := parseServerID(s.ID); err == nil && node == id {
+			return s, true
+		}
+	}
+	return raft.Server{}, false
+}
+
+// leaderServer returns the leader's internal address and id, "" if none is known.
+func (n *node) leaderServer() (raft.ServerAddress, raft.ServerID) {
+	r := n.raft.Load()
+	if r == nil {
+		return "", ""
+	}
+	return r.LeaderWithID()
+}
+
+// members lists all nodes of the cluster, by id.
+func (n *node) members() []memberInfo {
+	var all []memberInfo
+	_, leader := n.leaderServer()
+	for _, s := range n.servers() {
+		all = append(all, n.describe(s, leader))
+	}
+	slices.SortFunc(all, func(a, b memberInfo) int { return int(int64(a.id - b.id)) })
+	return all
+}
+
+// describe tells what is known of one server.
+func (n *node) describe(s raft.Server, leader raft.ServerID) memberInfo {
+	id, _, _ := parseServerID(s.ID)
+	m := memberInfo{id: id, raft: string(s.Address), role: "follower", state: stateDead}
+	switch {
+	case s.ID == leader:
+		m.role = "leader"
+	case s.Suffrage != raft.Voter:
+		m.role = "learner"
+	}
+	h, state := hello{}, stateDead
+	if s.ID == serverID(n.identity()) {
+		h, state = n.hello(), stateAlive
+	} else if p, ok := n.peers.get(s.ID); ok {
+		h, state = p.hello, p.state(n.o.now())
+	} else {
+		for _, f := range n.self.Load().Members { // not heard yet: what the founders wrote down
+			if f.ID == id {
+				h.HTTP, h.Region = f.HTTP, f.Region
+			}
+		}
+	}
+	m.http, m.region, m.version, m.applied, m.state = h.HTTP, h.Region, h.Version, h.Applied, state
+	return m
+}
+
+// status describes this node.
+func (n *node) status() nodeStatus {
+	self := n.self.Load()
+	s := nodeStatus{
+		clusterID: self.ClusterID, name: self.ClusterName, nodeID: self.NodeID, role: "forming", contact: -1,
+		size: n.store.size(), manifest: n.store.manifest.Load(), diskFull: n.diskFull.Load(),
+	}
+	r := n.raft.Load()
+	if r == nil {
+		return s
+	}
+	s.term = r.CurrentTerm()
+	own := serverID(n.identity())
+	_, leader := r.LeaderWithID()
+	for _, server := range n.servers() {
+		if server.ID == leader {
+			m := n.describe(server, leader)
+			s.leader = &m
+		}
+		if server.ID == own && server.Suffrage != raft.Voter {
+			s.role = "learner"
+		}
+	}
+	switch r.State() {
+	case raft.Leader:
+		s.role, s.contact, s.ready = "leader", 0, n.readyTerm.Load() == s.term
+		return s
+	case raft.Candidate:
+		s.role = "candidate"
+	case raft.Follower:
+		if s.role != "learner" {
+			s.role = "follower"
+		}
+	}
+	if t := r.LastContact(); !t.IsZero() {
+		s.contact = n.o.now().Sub(t).Milliseconds()
+	}
+	s.ready = s.leader != nil
+	return s
+}
+
+// parallel runs f(0) to f(count-1) at the same time and waits for all.
+func parallel(count int, f func(int)) {
+	var wg sync.WaitGroup
+	for i := range count {
+		wg.Go(func() { f(i) })
+	}
+	wg.Wait()
+}

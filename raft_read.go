@@ -1,0 +1,217 @@
+package main
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// Linearizable reads. Raft's VerifyLeader is not enough: it counts answers to
+// messages sent before the read arrived, and answers of non-voters (raft.md
+// F2). Instead the leader asks the voters for their terms after the read
+// arrived; a quorum that still has its term means that nobody else can have
+// acknowledged anything newer. One round serves all reads that wait for it.
+
+// readRounds gathers reads into rounds: one round is under way, those who come
+// meanwhile wait for the next.
+type readRounds struct {
+	n       *node
+	mu      sync.Mutex
+	waiting []chan error
+	running bool
+}
+
+// confirmRead returns once this node's store holds everything that was
+// acknowledged anywhere before the call (linearizable read).
+func (n *node) confirmRead(ctx context.Context) error {
+	if n.leads() && len(n.voters()) == 1 && n.isReady() {
+		return nil // its own voice is the quorum
+	}
+	return n.reads.join(ctx)
+}
+
+// join waits for a round that starts after the call.
+func (r *readRounds) join(ctx context.Context) error {
+	ch := make(chan error, 1)
+	r.mu.Lock()
+	r.waiting = append(r.waiting, ch)
+	if !r.running {
+		r.running = true
+		go r.run()
+	}
+	r.mu.Unlock()
+	select {
+	case err := <-ch:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// run does rounds as long as somebody waits.
+func (r *readRounds) run() {
+	for {
+		r.mu.Lock()
+		batch := r.waiting
+		r.waiting = nil
+		r.running = len(batch) > 0
+		r.mu.Unlock()
+		if len(batch) == 0 {
+			return
+		}
+		ctx, cancel := context.WithTimeout(r.n.ctx, r.n.o.readTimeout)
+		err := r.n.readRound(ctx)
+		cancel()
+		for _, ch := range batch {
+			ch <- err
+		}
+	}
+}
+
+// readRound brings this node up to everything acknowledged before the call. It
+// tries again while there is no leader, for as long as an election may take.
+func (n *node) readRound(ctx context.Context) error {
+	wait, cancel := context.WithTimeout(ctx, n.patience())
+	defer cancel()
+	for {
+		changed := n.changing.next()
+		err := n.tryReadRound(ctx)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-time.After(20 * time.Millisecond):
+		case <-wait.Done():
+			return fmt.Errorf("%w: %w", errNoLeader, err)
+		}
+	}
+}
+
+// patience is how long a request waits for a leader: two elections.
+func (n *node) patience() time.Duration { return 2 * max(2*n.o.electionMin, n.o.electionMax) }
+
+// tryReadRound is one try of readRound.
+func (n *node) tryReadRound(ctx context.Context) error {
+	if n.leads() {
+		return n.confirmTerm(ctx)
+	}
+	addr, _ := n.leaderServer()
+	if addr == "" {
+		return errNoLeader
+	}
+	size, err := n.askConfirmed(ctx, string(addr))
+	if err != nil {
+		return err
+	}
+	return n.store.waitSize(ctx, size)
+}
+
+// isReady tells whether this leader has applied everything before its term.
+func (n *node) isReady() bool {
+	r := n.raft.Load()
+	return r.State() == raft.Leader && n.readyTerm.Load() == r.CurrentTerm()
+}
+
+// confirmTerm returns nil if a quorum of voters, asked now, is still in this
+// leader's term.
+func (n *node) confirmTerm(ctx context.Context) error {
+	if !n.isReady() {
+		return errNoLeader
+	}
+	term := n.readyTerm.Load()
+	voters := n.voters()
+	own := serverID(n.identity())
+	agree := make(chan bool, len(voters))
+	ctx, cancel := context.WithTimeout(ctx, n.o.electionMin)
+	defer cancel()
+	votes, left := 0, 0
+	for _, v := range voters {
+		if v.ID == own {
+			votes++
+			continue
+		}
+		left++
+		go func() { agree <- n.askTerm(ctx, string(v.Address)) == term }()
+	}
+	quorum := len(voters)/2 + 1
+	for ; votes < quorum && left > 0; left-- {
+		if <-agree {
+			votes++
+		}
+	}
+	if votes < quorum || !n.isReady() || n.readyTerm.Load() != term {
+		return fmt.Errorf("%w: only %d of %d voters confirm term %d", errNoLeader, votes, len(voters), term)
+	}
+	return nil
+}
+
+// askTerm asks a voter for its term; 0 if it does not answer.
+func (n *node) askTerm(ctx context.Context, addr string) uint64 {
+	term, err := n.getUint64(ctx, addr, "/term")
+	if err != nil {
+		return 0
+	}
+	return term
+}
+
+// askConfirmed asks the leader for a ledger size that covers everything
+// acknowledged before the call.
+func (n *node) askConfirmed(ctx context.Context, addr string) (uint64, error) {
+	return n.getUint64(ctx, addr, "/confirm")
+}
+
+// getUint64 makes an internal request that is answered with eight bytes.
+func (n *node) getUint64(ctx context.Context, addr, path string) (uint64, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+path, nil)
+	if err != nil {
+		return 0, err
+	}
+	res, err := n.port.client().Do(req)
+	if err != nil {
+		return 0, err
+	}
+	defer res.Body.Close()
+	var b [8]byte
+	if _, err := io.ReadFull(res.Body, b[:]); err != nil || res.StatusCode != http.StatusOK {
+		return 0, fmt.Errorf("%s%s: %s", addr, path, res.Status)
+	}
+	return binary.BigEndian.Uint64(b[:]), nil
+}
+
+// writeUint64 answers getUint64.
+func writeUint64(w http.ResponseWriter, v uint64) {
+	w.Header()["Content-Length"] = []string{"8"}
+	w.Write(binary.BigEndian.AppendUint64(nil, v))
+}
+
+// serveTerm tells this node's Raft term. Raft persists and publishes a higher
+// term before it grants a vote in it, which is what confirmTerm relies on.
+func (n *node) serveTerm(w http.ResponseWriter, r *http.Request) {
+	rf := n.raft.Load()
+	if rf == nil {
+		http.Error(w, "not formed", http.StatusServiceUnavailable)
+		return
+	}
+	writeUint64(w, rf.CurrentTerm())
+}
+
+// serveConfirm answers a follower's reads: the leader's ledger size, after it
+// has confirmed that it leads.
+func (n *node) serveConfirm(w http.ResponseWriter, r *http.Request) {
+	if !n.leads() {
+		http.Error(w, "not the leader", http.StatusServiceUnavailable)
+		return
+	}
+	if err := n.confirmRead(r.Context()); err != nil || !n.leads() {
+		http.Error(w, "not confirmed", http.StatusServiceUnavailable)
+		return
+	}
+	writeUint64(w, n.store.size())
+}

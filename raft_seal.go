@@ -1,0 +1,166 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+)
+
+// The leader decides when a segment is sealed, by size or age or because
+// somebody asks, and proposes it; every node then closes the same segment at
+// the same log position and writes the same file (store_seal.go). When the
+// leader's file is on disk it proposes the manifest entry with the segment's
+// root and SHA-256: a node whose own differ stops.
+
+const sealEvery = time.Second
+
+// sealLoop proposes seals and manifest entries as long as this node leads.
+func (n *node) sealLoop() {
+	for tick := time.NewTicker(sealEvery); ; {
+		select {
+		case <-n.ctx.Done():
+			tick.Stop()
+			return
+		case <-tick.C:
+		case <-n.sealNow:
+		}
+		if !n.leads() {
+			continue
+		}
+		if err := n.proposeDue(); err != nil && n.ctx.Err() == nil {
+			n.o.logger.Info("proposing a seal", "error", err)
+		}
+	}
+}
+
+// wakeSeal makes sealLoop look at once.
+func (n *node) wakeSeal() {
+	select {
+	case n.sealNow <- struct{}{}:
+	default:
+	}
+}
+
+// proposeDue proposes what is due now.
+func (n *node) proposeDue() error {
+	for {
+		info, ok := n.store.unconfirmed()
+		if !ok {
+			break
+		}
+		if err := n.proposeConfirm(info); err != nil {
+			return err
+		}
+	}
+	_, _, size := n.store.pendingInfo()
+	since, ok := n.store.pendingSince()
+	old := ok && n.o.now().Sub(time.UnixMilli(since)) >= n.o.sealAfter
+	if size >= uint64(n.o.segmentSize) || old {
+		return n.proposeSeal()
+	}
+	return nil
+}
+
+// proposeSeal closes the pending segment on all nodes. It waits for an upload
+// under way, which a seal would drop.
+func (n *node) proposeSeal() error {
+	n.uploads.Lock()
+	defer n.uploads.Unlock()
+	first, count, _ := n.store.pendingInfo()
+	if count == 0 {
+		return nil
+	}
+	_, err := n.apply(appendSeal(nil, n.o.now().UnixMilli(), first))
+	return err
+}
+
+// proposeConfirm puts the leader's description of a sealed segment into the
+// manifest of all nodes.
+func (n *node) proposeConfirm(info segmentInfo) error {
+	response, err := n.apply(appendConfirm(nil, info))
+	if rerr, ok := response.(error); ok {
+		return rerr
+	}
+	return err
+}
+
+// checkpointMoved is called when D has moved: the Raft log before the previous
+// D can go, and the leader has a segment to confirm. The log from the previous
+// D on stays, so that a node that is a segment behind gets it from the log.
+func (n *node) checkpointMoved(at checkpoint) {
+	n.wakeSeal()
+	keep := n.lastD.Swap(at.index)
+	first, err := n.log.FirstIndex()
+	if err != nil || first == 0 || keep <= first {
+		return
+	}
+	if err := n.log.DeleteRange(first, keep-1); err != nil {
+		n.o.logger.Error("shortening the Raft log", "error", err)
+	}
+}
+
+// seal returns when the manifest covers everything written before the call.
+func (n *node) seal(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, n.o.writeTimeout)
+	defer cancel()
+	if err := n.confirmRead(ctx); err != nil {
+		return err
+	}
+	size := n.store.size()
+	for {
+		changed := n.changing.next()
+		m := n.store.manifest.Load()
+		if shown := m.shown(); size == 0 || len(shown) > 0 && shown[len(shown)-1].end() >= size {
+			return nil
+		}
+		if err := n.requestSeal(ctx, size); err != nil && !errors.Is(err, errNotApplied) && !errors.Is(err, errNoLeader) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%w: sealing: %w", errUnknownOutcome, ctx.Err())
+		case <-changed:
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+// requestSeal has the leader seal if entries before size are still pending.
+func (n *node) requestSeal(ctx context.Context, size uint64) error {
+	if first, _, _ := n.store.pendingInfo(); first >= size {
+		n.wakeSeal() // only the manifest entry is missing
+		return nil
+	}
+	if n.leads() {
+		return n.proposeSeal()
+	}
+	addr, _ := n.leaderServer()
+	if addr == "" {
+		return errNoLeader
+	}
+	return n.call(ctx, http.MethodPost, string(addr), "/seal", nil, nil)
+}
+
+// serveSeal seals for a follower.
+func (n *node) serveSeal(w http.ResponseWriter, r *http.Request) {
+	if !n.leads() {
+		respond(w, nil, errNoLeader)
+		return
+	}
+	respond(w, struct{}{}, n.proposeSeal())
+}
+
+// serveTransfer hands over leadership for a follower that was asked to.
+func (n *node) serveTransfer(w http.ResponseWriter, r *http.Request) {
+	var ask transferRequest
+	if !decode(w, r, &ask) {
+		return
+	}
+	if !n.leads() {
+		respond(w, nil, errNoLeader)
+		return
+	}
+	respond(w, struct{}{}, n.transfer(r.Context(), ask.To))
+}

@@ -1,0 +1,341 @@
+package main
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"hash/fnv"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"go.etcd.io/bbolt"
+)
+
+// What Raft must never forget: the current term, and the vote given last. It
+// lives in a bbolt file of its own, bucket "raft", under the single key
+// "vote". Big-endian:
+//
+//	offset  size  field
+//	     0     1  format: 1
+//	     1     8  CurrentTerm
+//	     9     8  LastVoteTerm
+//	    17     1  length of LastVoteCand, then LastVoteCand
+//	     .     4  CRC32C (Castagnoli) of all before
+//
+// There is one record, present from the first moment on, and not a key for
+// each value: a key that damage made disappear would read as a vote that was
+// never given. bbolt checks nothing but its meta pages and maps the file, so
+// that damage elsewhere misleads or kills the process; therefore parseStable
+// checks the file, byte by byte where it matters, before bbolt sees it.
+//
+// A commit is bbolt's: data page, sync, meta page, sync. A crash leaves the
+// record from before or from after it.
+
+// Part of the file format; never change, add a version.
+const (
+	voteFormat = 1
+	voteFixed  = 18 // bytes before LastVoteCand
+)
+
+var (
+	voteBucket = []byte("raft")
+	voteKey    = []byte("vote")
+	// errNoVote is returned for a LastVoteCand that was never set; raft compares the text.
+	errNoVote = errors.New("not found")
+	// errStablePoisoned: a write failed, so that nobody knows which record is on the disk.
+	errStablePoisoned = errors.New("Raft term and vote are in doubt")
+)
+
+// vote is the record.
+type vote struct {
+	term      uint64 // CurrentTerm
+	votedIn   uint64 // LastVoteTerm
+	candidate []byte // LastVoteCand; empty = none
+}
+
+// appendVote appends the bytes of v.
+func appendVote(b []byte, v vote) []byte {
+	start := len(b)
+	b = append(b, voteFormat)
+	b = binary.BigEndian.AppendUint64(b, v.term)
+	b = binary.BigEndian.AppendUint64(b, v.votedIn)
+	b = append(b, byte(len(v.candidate)))
+	b = append(b, v.candidate...)
+	return binary.BigEndian.AppendUint32(b, crc32.Checksum(b[start:], castagnoli))
+}
+
+// parseVote reads what appendVote wrote; the result shares nothing with b.
+func parseVote(b []byte) (vote, error) {
+	if len(b) < voteFixed+4 {
+		return vote{}, fmt.Errorf("%w: record has %d bytes, want at least %d", errCorrupt, len(b), voteFixed+4)
+	}
+	if b[0] != voteFormat {
+		return vote{}, fmt.Errorf("%w: record has format %d, this program reads %d", errCorrupt, b[0], voteFormat)
+	}
+	body := b[:len(b)-4]
+	if got, want := crc32.Checksum(body, castagnoli), binary.BigEndian.Uint32(b[len(body):]); got != want {
+		return vote{}, fmt.Errorf("%w: record has checksum %08x, says %08x", errCorrupt, got, want)
+	}
+	if n := int(b[17]); n != len(body)-voteFixed {
+		return vote{}, fmt.Errorf("%w: record has a candidate of %d bytes, says %d", errCorrupt, len(body)-voteFixed, n)
+	}
+	return vote{
+		term:      binary.BigEndian.Uint64(b[1:]),
+		votedIn:   binary.BigEndian.Uint64(b[9:]),
+		candidate: append([]byte(nil), body[voteFixed:]...),
+	}, nil
+}
+
+// stableStore is a raft.StableStore for the keys CurrentTerm, LastVoteTerm and
+// LastVoteCand. A value that does not change is not written again.
+type stableStore struct {
+	path string
+
+	mu       sync.Mutex // held during the commit: readers see only what is durable
+	db       *bbolt.DB
+	vote     vote
+	poisoned error
+}
+
+// openStableStore opens the file, or makes it with term 0 and no vote. A file
+// that is not whole is refused: its node may have voted.
+func openStableStore(path string) (*stableStore, error) {
+	s := &stableStore{path: path}
+	_, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = makeStable(path)
+	}
+	if err == nil {
+		s.vote, err = readVote(path)
+	}
+	if err == nil {
+		s.db, err = bbolt.Open(path, 0o600, stableOptions())
+	}
+	if err != nil {
+		return nil, fmt.Errorf("Raft term and vote %s: %w", path, err)
+	}
+	return s, nil
+}
+
+// stableOptions are for a tiny file: the list of free pages is found by
+// reading it, so there is no page of it to be damaged.
+func stableOptions() *bbolt.Options {
+	return &bbolt.Options{Timeout: time.Second, NoFreelistSync: true, FreelistType: bbolt.FreelistMapType}
+}
+
+// makeStable makes the file with an empty record. A crash before the rename
+// leaves nothing under path.
+func makeStable(path string) error {
+	temp := path + ".tmp"
+	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	db, err := bbolt.Open(temp, 0o600, stableOptions())
+	if err != nil {
+		return err
+	}
+	s := &stableStore{path: path, db: db}
+	for range 4 { // so that each page later commits take turns on has its place on the disk, should it fill up
+		err = errors.Join(err, s.save(vote{}))
+	}
+	if err = errors.Join(err, s.close()); err != nil {
+		return err
+	}
+	if err := os.Rename(temp, path); err != nil {
+		return err
+	}
+	return osDisk{}.syncDir(filepath.Dir(path))
+}
+
+// save commits the record.
+func (s *stableStore) save(v vote) error {
+	return s.db.Update(func(tx *bbolt.Tx) error {
+		b, err := tx.CreateBucketIfNotExists(voteBucket)
+		if err != nil {
+			return err
+		}
+		return b.Put(voteKey, appendVote(nil, v))
+	})
+}
+
+// set makes the changed record durable, unless nothing changed. The first
+// failure poisons the store: bbolt may have written the record or not.
+func (s *stableStore) set(change func(*vote)) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.poisoned != nil {
+		return s.poisoned
+	}
+	v := s.vote
+	change(&v)
+	if v.term == s.vote.term && v.votedIn == s.vote.votedIn && string(v.candidate) == string(s.vote.candidate) {
+		return nil
+	}
+	if err := s.save(v); err != nil {
+		s.poisoned = fmt.Errorf("%w: %s: %w", errStablePoisoned, s.path, err)
+		return s.poisoned
+	}
+	s.vote = v
+	return nil
+}
+
+// Set stores LastVoteCand, durably.
+func (s *stableStore) Set(key, value []byte) error {
+	if string(key) != "LastVoteCand" || len(value) > 255 {
+		return fmt.Errorf("Raft term and vote: key %q with %d bytes has no place in the record", key, len(value))
+	}
+	return s.set(func(v *vote) { v.candidate = append([]byte(nil), value...) })
+}
+
+// SetUint64 stores CurrentTerm or LastVoteTerm, durably.
+func (s *stableStore) SetUint64(key []byte, value uint64) error {
+	switch string(key) {
+	case "CurrentTerm":
+		return s.set(func(v *vote) { v.term = value })
+	case "LastVoteTerm":
+		return s.set(func(v *vote) { v.votedIn = value })
+	}
+	return fmt.Errorf("Raft term and vote: key %q has no place in the record", key)
+}
+
+// Get returns LastVoteCand, or errNoVote.
+func (s *stableStore) Get(key []byte) ([]byte, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.poisoned != nil:
+		return nil, s.poisoned
+	case string(key) != "LastVoteCand" || len(s.vote.candidate) == 0:
+		return nil, errNoVote
+	}
+	return append([]byte(nil), s.vote.candidate...), nil
+}
+
+// GetUint64 returns CurrentTerm or LastVoteTerm, 0 if it was never set.
+func (s *stableStore) GetUint64(key []byte) (uint64, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.poisoned != nil:
+		return 0, s.poisoned
+	case string(key) == "CurrentTerm":
+		return s.vote.term, nil
+	case string(key) == "LastVoteTerm":
+		return s.vote.votedIn, nil
+	}
+	return 0, errNoVote
+}
+
+// close closes the file; every value is durable already.
+func (s *stableStore) close() error { return s.db.Close() }
+
+// The bytes of bbolt's pages, in the machine's byte order.
+const (
+	boltPageHeader = 16 // id 8, flags 2, count 2, overflow 4
+	boltMetaSize   = 64 // magic 4, version 4, page size 4, flags 4, root 8, sequence 8, free list 8, pages 8, transaction 8, checksum 8
+	boltMagic      = 0xed0cdaed
+	boltVersion    = 2
+	boltLeafPage   = 2
+	boltBucketFlag = 1 // of an element that is a bucket
+)
+
+// boltMeta is what matters of a meta page.
+type boltMeta struct {
+	pageSize int64
+	root     int64  // page of the root bucket
+	pages    int64  // in use; the file must have them all
+	tx       uint64 // transaction that wrote it
+}
+
+// readVote reads the record from the file, without bbolt.
+func readVote(path string) (vote, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return vote{}, err
+	}
+	return parseStable(b)
+}
+
+// parseStable returns the record in a bbolt file with the bytes b. Both meta pages must be valid,
+// since each fits one sector, which no crash tears (bbolt would take the older one, and
+// with it an older vote); and the page of the record must be as bbolt writes it.
+func parseStable(b []byte) (vote, error) {
+	meta, err := parseBoltMeta(b, 0)
+	if err != nil {
+		return vote{}, fmt.Errorf("%w: meta page 0: %w", errCorrupt, err)
+	}
+	other, err := parseBoltMeta(b, meta.pageSize)
+	if err != nil {
+		return vote{}, fmt.Errorf("%w: meta page 1: %w", errCorrupt, err)
+	}
+	if other.tx > meta.tx {
+		meta = other
+	}
+	record, err := parseVotePage(b[meta.root*meta.pageSize:], meta.root)
+	if err != nil {
+		return vote{}, fmt.Errorf("%w: page %d: %w", errCorrupt, meta.root, err)
+	}
+	return parseVote(record)
+}
+
+// parseBoltMeta reads the meta page at offset at of the file b.
+func parseBoltMeta(b []byte, at int64) (boltMeta, error) {
+	if int64(len(b)) < at+boltPageHeader+boltMetaSize {
+		return boltMeta{}, fmt.Errorf("file has only %d bytes", len(b))
+	}
+	m := b[at+boltPageHeader:][:boltMetaSize]
+	order := binary.NativeEndian
+	if order.Uint32(m) != boltMagic || order.Uint32(m[4:]) != boltVersion {
+		return boltMeta{}, fmt.Errorf("magic and version are %x, want %08x and %d", m[:8], uint32(boltMagic), boltVersion)
+	}
+	h := fnv.New64a()
+	h.Write(m[:56])
+	if got, want := h.Sum64(), order.Uint64(m[56:]); got != want {
+		return boltMeta{}, fmt.Errorf("checksum is %016x, says %016x", got, want)
+	}
+	meta := boltMeta{int64(order.Uint32(m[8:])), int64(order.Uint64(m[16:])), int64(order.Uint64(m[40:])), order.Uint64(m[48:])}
+	switch {
+	case meta.pageSize < 1024 || meta.root < 2 || meta.root >= meta.pages:
+		return meta, fmt.Errorf("root page is %d of %d, of %d bytes", meta.root, meta.pages, meta.pageSize)
+	case meta.pages > int64(len(b))/meta.pageSize:
+		return meta, fmt.Errorf("file has %d bytes, want %d pages of %d", len(b), meta.pages, meta.pageSize)
+	}
+	return meta, nil
+}
+
+// parseVotePage returns the record in the page, which is the root bucket, with
+// our bucket inside it, with our key inside that.
+func parseVotePage(b []byte, page int64) ([]byte, error) {
+	const inner = boltPageHeader + 16 + 4 // up to the record, and before that up to the bucket
+	const start = inner + 16 + inner
+	size := int(binary.NativeEndian.Uint32(b[inner-4-4:])) - 16 - inner
+	if size < 0 || size > 1024-start {
+		return nil, fmt.Errorf("record has %d bytes", size)
+	}
+	want := appendBoltLeaf(nil, page, boltBucketFlag, voteBucket, 16+inner+size)
+	want = append(want, make([]byte, 16)...) // root page and sequence of a bucket that lies inside: 0
+	want = appendBoltLeaf(want, 0, 0, voteKey, size)
+	if !bytes.Equal(b[:start], want) {
+		return nil, fmt.Errorf("page starts with %x, want %x", b[:start], want)
+	}
+	return b[start : start+size], nil
+}
+
+// appendBoltLeaf appends a leaf page with one element, up to its value.
+func appendBoltLeaf(b []byte, page int64, flags uint32, key []byte, valueSize int) []byte {
+	order := binary.NativeEndian
+	b = order.AppendUint64(b, uint64(page))
+	b = order.AppendUint16(b, boltLeafPage)
+	b = order.AppendUint16(b, 1) // elements
+	b = order.AppendUint32(b, 0) // overflow pages
+	b = order.AppendUint32(b, flags)
+	b = order.AppendUint32(b, 16) // from the element to its key
+	b = order.AppendUint32(b, uint32(len(key)))
+	b = order.AppendUint32(b, uint32(valueSize))
+	return append(b, key...)
+}

@@ -1,0 +1,388 @@
+package main
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"go.etcd.io/bbolt"
+)
+
+// ledger.db is a bbolt file with four buckets. bbolt does not checksum its data
+// pages, so every value ends in a CRC32C over the key and the value before it.
+// Integers are big-endian.
+//
+//	meta      "format"      uint32: 1
+//	          "checkpoint"  the durable checkpoint D (see checkpoint.append)
+//	segments  first (uint64)         segmentInfo (manifest.go)
+//	runs      name of the run        five uint64: level, first, last, keys, size;
+//	                                 then sum (see runInfo, store_run.go)
+//	window    chunk number (uint64)  a chunk of the idempotency window (fsm_window.go)
+//
+// All of it changes in one transaction per sealed segment, so D, the list of
+// segments, the list of runs and the window always belong together. Only a
+// merge of runs, which changes no answer, has a transaction of its own.
+
+const ledgerFormat = 1
+
+var (
+	bucketMeta     = []byte("meta")
+	bucketSegments = []byte("segments")
+	bucketRuns     = []byte("runs")
+	bucketWindow   = []byte("window")
+	keyFormat      = []byte("format")
+	keyCheckpoint  = []byte("checkpoint")
+)
+
+// checkpoint is D: a position of the Raft log at which a segment was sealed,
+// and what the FSM knew there. Everything before it is in segment files.
+type checkpoint struct {
+	index         uint64 // Raft index of the seal
+	term          uint64 // Raft term of the seal
+	configuration []byte // Raft configuration in force, as Raft encodes it
+	configIndex   uint64 // Raft index of that configuration
+	size          uint64 // entries in the ledger
+	time          int64  // time of the last command, Unix ms
+	version       uint64 // manifest version
+	confirmed     uint64 // confirmed segments
+	windowOldest  uint64 // oldest chunk of the idempotency window still in use
+}
+
+// append appends the encoding of c: eight uint64 in the order index, term,
+// configIndex, size, time, version, confirmed, windowOldest, then a uint32
+// length and the configuration.
+func (c *checkpoint) append(b []byte) []byte {
+	for _, v := range []uint64{c.index, c.term, c.configIndex, c.size, uint64(c.time), c.version, c.confirmed, c.windowOldest} {
+		b = binary.BigEndian.AppendUint64(b, v)
+	}
+	b = binary.BigEndian.AppendUint32(b, uint32(len(c.configuration)))
+	return append(b, c.configuration...)
+}
+
+// parseCheckpoint reads one encoded checkpoint and returns what follows it.
+func parseCheckpoint(b []byte) (checkpoint, []byte, error) {
+	var c checkpoint
+	if len(b) < 68 || uint64(binary.BigEndian.Uint32(b[64:])) > uint64(len(b)-68) {
+		return c, nil, fmt.Errorf("%w: checkpoint is cut short at %d bytes", errCorrupt, len(b))
+	}
+	var t uint64
+	for i, v := range []*uint64{&c.index, &c.term, &c.configIndex, &c.size, &t, &c.version, &c.confirmed, &c.windowOldest} {
+		*v = binary.BigEndian.Uint64(b[8*i:])
+	}
+	c.time = int64(t)
+	n := 68 + int(binary.BigEndian.Uint32(b[64:]))
+	c.configuration = slices.Clone(b[68:n])
+	return c, b[n:], nil
+}
+
+// appendRunInfo appends the encoding of r.
+func appendRunInfo(b []byte, r runInfo) []byte {
+	for _, v := range []uint64{uint64(r.level), r.first, r.last, r.keys, uint64(r.size)} {
+		b = binary.BigEndian.AppendUint64(b, v)
+	}
+	return append(b, r.sum[:]...)
+}
+
+// parseRunInfo reads one encoded runInfo.
+func parseRunInfo(b []byte) (runInfo, error) {
+	var r runInfo
+	if len(b) != 40+len(r.sum) {
+		return r, fmt.Errorf("%w: run has a description of %d bytes", errCorrupt, len(b))
+	}
+	r.level = int(binary.BigEndian.Uint64(b))
+	r.first = binary.BigEndian.Uint64(b[8:])
+	r.last = binary.BigEndian.Uint64(b[16:])
+	r.keys = binary.BigEndian.Uint64(b[24:])
+	r.size = int64(binary.BigEndian.Uint64(b[32:]))
+	copy(r.sum[:], b[40:])
+	return r, nil
+}
+
+// chunk is a part of the idempotency window as fsm_window.go encodes it.
+type chunk struct {
+	number uint64
+	data   []byte
+}
+
+// durableState is what ledger.db holds.
+type durableState struct {
+	at       checkpoint
+	segments []segmentInfo
+	runs     []runInfo
+	window   []chunk // as found at open; not kept up to date
+}
+
+// manifest returns the manifest as of D.
+func (d *durableState) manifest() *manifest {
+	return &manifest{d.at.version, int(d.at.confirmed), d.segments}
+}
+
+// ledgerFile is an open ledger.db.
+type ledgerFile struct{ db *bbolt.DB }
+
+// openLedger opens or makes ledger.db and reads all of it.
+func openLedger(path string) (*ledgerFile, *durableState, error) {
+	db, err := openBolt(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	l := &ledgerFile{db}
+	state, err := l.load()
+	if err != nil {
+		db.Close()
+		return nil, nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return l, state, nil
+}
+
+// openBolt opens a bbolt file. A file shorter than its pages is refused first:
+// reading past its end through the map would end the process with SIGBUS.
+func openBolt(path string) (db *bbolt.DB, err error) {
+	if err := checkBoltSize(path); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if p := recover(); p != nil { // bbolt panics on some damaged pages
+			db, err = nil, fmt.Errorf("%s: %w: %v", path, errCorrupt, p)
+		}
+	}()
+	db, err = bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second, FreelistType: bbolt.FreelistMapType})
+	if err != nil && !errors.Is(err, os.ErrPermission) {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return db, err
+}
+
+// checkBoltSize compares the size of a bbolt file with the number of pages its
+// newer meta page counts (bbolt internal/common/meta.go).
+func checkBoltSize(path string) error {
+	f, err := os.Open(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil || st.Size() == 0 {
+		return err
+	}
+	var newest, pages uint64
+	pageSize := int64(os.Getpagesize())
+	for at := int64(0); at <= pageSize; at += pageSize {
+		var b [80]byte
+		if _, err := f.ReadAt(b[:], at); err != nil {
+			return fmt.Errorf("%s: %w: file of %d bytes is shorter than its meta pages", path, errCorrupt, st.Size())
+		}
+		meta := b[16:] // after the page header
+		if txid := binary.NativeEndian.Uint64(meta[48:]); binary.NativeEndian.Uint32(meta) == 0xED0CDAED && txid >= newest {
+			newest, pages = txid, binary.NativeEndian.Uint64(meta[40:])
+		}
+	}
+	if pages > uint64(st.Size()/pageSize) {
+		return fmt.Errorf("%s: %w: file has %d bytes, its meta page counts %d pages of %d", path, errCorrupt, st.Size(), pages, pageSize)
+	}
+	return nil
+}
+
+// load reads the state, making the buckets of a new file.
+func (l *ledgerFile) load() (state *durableState, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("%w: %v", errCorrupt, p)
+		}
+	}()
+	state = &durableState{}
+	fresh := false
+	err = l.db.View(func(tx *bbolt.Tx) error {
+		if fresh = tx.Bucket(bucketMeta) == nil; fresh {
+			return nil
+		}
+		return state.read(tx)
+	})
+	if err == nil && fresh {
+		err = l.update(func(t ledgerTx) error {
+			return t.put(bucketMeta, keyFormat, binary.BigEndian.AppendUint32(nil, ledgerFormat))
+		})
+	}
+	return state, err
+}
+
+// read fills d from all buckets.
+func (d *durableState) read(tx *bbolt.Tx) error {
+	format, err := getChecked(tx.Bucket(bucketMeta), keyFormat)
+	if err != nil {
+		return err
+	}
+	if v := binary.BigEndian.Uint32(append(format, 0, 0, 0, 0)); v != ledgerFormat {
+		return fmt.Errorf("%w: ledger.db has format %d, this program reads %d", errFormat, v, ledgerFormat)
+	}
+	b, err := getChecked(tx.Bucket(bucketMeta), keyCheckpoint)
+	if err != nil || b == nil {
+		return err
+	}
+	if d.at, _, err = parseCheckpoint(b); err != nil {
+		return err
+	}
+	err = eachChecked(tx.Bucket(bucketSegments), func(_, v []byte) error {
+		info, _, err := parseSegmentInfo(v)
+		d.segments = append(d.segments, info)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	err = eachChecked(tx.Bucket(bucketRuns), func(_, v []byte) error {
+		info, err := parseRunInfo(v)
+		d.runs = append(d.runs, info)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	slices.SortFunc(d.runs, func(a, b runInfo) int { return int(int64(a.first - b.first)) })
+	if err := d.readWindow(tx); err != nil {
+		return err
+	}
+	return d.validate()
+}
+
+// validate checks that what was read covers the ledger without gap.
+func (d *durableState) validate() error {
+	if end := d.manifest().end(); end != d.at.size || d.at.confirmed > uint64(len(d.segments)) {
+		return fmt.Errorf("%w: segments end at entry %d, the checkpoint at %d", errCorrupt, end, d.at.size)
+	}
+	next := uint64(0)
+	for _, s := range d.segments {
+		if s.first != next {
+			return fmt.Errorf("%w: segment starts at entry %d, want %d", errCorrupt, s.first, next)
+		}
+		next = s.end()
+	}
+	next = 0
+	for _, r := range d.runs {
+		if r.first != next {
+			return fmt.Errorf("%w: run starts at entry %d, want %d", errCorrupt, r.first, next)
+		}
+		next = r.last + 1
+	}
+	if next != d.at.size {
+		return fmt.Errorf("%w: runs end at entry %d, the checkpoint at %d", errCorrupt, next, d.at.size)
+	}
+	return nil
+}
+
+// window reads the idempotency window.
+func (l *ledgerFile) window() ([]chunk, error) {
+	var d durableState
+	err := l.db.View(d.readWindow)
+	return d.window, err
+}
+
+// readWindow fills d.window.
+func (d *durableState) readWindow(tx *bbolt.Tx) error {
+	return eachChecked(tx.Bucket(bucketWindow), func(k, v []byte) error {
+		d.window = append(d.window, chunk{binary.BigEndian.Uint64(k), slices.Clone(v)})
+		return nil
+	})
+}
+
+// ledgerTx is one transaction that changes ledger.db.
+type ledgerTx struct{ tx *bbolt.Tx }
+
+// update runs f in one durable transaction: all of it or nothing.
+func (l *ledgerFile) update(f func(ledgerTx) error) error {
+	return l.db.Update(func(tx *bbolt.Tx) error {
+		for _, b := range [][]byte{bucketMeta, bucketSegments, bucketRuns, bucketWindow} {
+			if _, err := tx.CreateBucketIfNotExists(b); err != nil {
+				return err
+			}
+		}
+		return f(ledgerTx{tx})
+	})
+}
+
+// put stores a value with its checksum.
+func (t ledgerTx) put(bucket, key, value []byte) error {
+	sealed := appendCRC(slices.Concat(key, value))
+	return t.tx.Bucket(bucket).Put(key, sealed[len(key):])
+}
+
+// putCheckpoint moves D.
+func (t ledgerTx) putCheckpoint(c checkpoint) error {
+	return t.put(bucketMeta, keyCheckpoint, c.append(nil))
+}
+
+// putSegment adds or replaces one segment of the manifest.
+func (t ledgerTx) putSegment(i segmentInfo) error {
+	return t.put(bucketSegments, binary.BigEndian.AppendUint64(nil, i.first), i.append(nil))
+}
+
+// replaceRuns removes and adds runs.
+func (t ledgerTx) replaceRuns(old, added []runInfo) error {
+	for _, r := range old {
+		if err := t.tx.Bucket(bucketRuns).Delete([]byte(r.name())); err != nil {
+			return err
+		}
+	}
+	for _, r := range added {
+		if err := t.put(bucketRuns, []byte(r.name()), appendRunInfo(nil, r)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// putWindow stores chunks of the idempotency window and drops those before oldest.
+func (t ledgerTx) putWindow(chunks []chunk, oldest uint64) error {
+	b := t.tx.Bucket(bucketWindow)
+	for _, c := range chunks {
+		if err := t.put(bucketWindow, binary.BigEndian.AppendUint64(nil, c.number), c.data); err != nil {
+			return err
+		}
+	}
+	c := b.Cursor()
+	for k, _ := c.First(); k != nil && binary.BigEndian.Uint64(k) < oldest; k, _ = c.First() {
+		if err := c.Delete(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// getChecked returns a value without its checksum; nil if the key is absent.
+func getChecked(b *bbolt.Bucket, key []byte) ([]byte, error) {
+	v := b.Get(key)
+	if v == nil {
+		return nil, nil
+	}
+	return checked(key, v)
+}
+
+// eachChecked calls f with every key of b and its value without checksum.
+func eachChecked(b *bbolt.Bucket, f func(k, v []byte) error) error {
+	return b.ForEach(func(k, v []byte) error {
+		v, err := checked(k, v)
+		if err != nil {
+			return err
+		}
+		return f(k, v)
+	})
+}
+
+// checked cuts the checksum off a value.
+func checked(key, value []byte) ([]byte, error) {
+	body, err := cutCRC(slices.Concat(key, value))
+	if err != nil || len(body) < len(key) {
+		return nil, fmt.Errorf("value of %q: %w", strings.ToValidUTF8(string(key), "?"), err)
+	}
+	return body[len(key):], nil
+}
+
+// close releases the file.
+func (l *ledgerFile) close() error { return l.db.Close() }

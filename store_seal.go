@@ -1,0 +1,308 @@
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"maps"
+	"path/filepath"
+	"slices"
+	"syscall"
+	"time"
+)
+
+// sealLoop writes sealed segments, oldest first, until the store closes.
+func (s *store) sealLoop() {
+	for {
+		s.mu.RLock()
+		var next *sealedSegment
+		if len(s.sealing) > 0 {
+			next = s.sealing[0]
+		}
+		s.mu.RUnlock()
+		if next == nil {
+			select {
+			case <-s.wake:
+				continue
+			case <-s.quit:
+				return
+			}
+		}
+		if err := s.persist(next); err != nil && !s.retryable(err) {
+			s.o.fatal(fmt.Errorf("sealing segment %s: %w", next.info.id(), err))
+			return
+		}
+		select {
+		case <-s.quit:
+			return
+		default:
+		}
+	}
+}
+
+// retryable tells whether persist may be tried again: only a full disk may,
+// because persist then starts with new files. It waits a moment.
+func (s *store) retryable(err error) bool {
+	if !errors.Is(err, syscall.ENOSPC) {
+		return false
+	}
+	s.o.logger.Error("no space to seal a segment, trying again", "error", err)
+	select {
+	case <-s.quit:
+	case <-time.After(time.Second):
+	}
+	return true
+}
+
+// persist brings one sealed segment to disk and moves D to it.
+func (s *store) persist(g *sealedSegment) error {
+	start := time.Now()
+	info := g.info
+
+	// 1. The segment file. A crash before the rename leaves a .tmp file that
+	// the next start removes; after it, a whole file that nothing names yet and
+	// that the replayed seal writes again with the same bytes.
+	var places []place
+	err := s.step("write segment", func() error {
+		return writeDurably(s.segmentPath(info), func(w io.Writer) error {
+			size, sum, pl, err := writeSegment(w, s.o.cluster, g.pendingSegment, info.time)
+			info.size, info.sum, places = uint64(size), sum, pl
+			return err
+		})
+	})
+	if err != nil {
+		return err
+	}
+	file, err := s.openSegment(info)
+	if err != nil {
+		return err
+	}
+
+	// 2. The run of its keys. A crash here leaves a run that nothing names; it
+	// is written again like the segment.
+	var run runInfo
+	err = s.step("write run", func() (err error) {
+		run, err = writeRun(filepath.Join(s.o.dir, indexDir), 0, info.first, info.end()-1, g.records(places))
+		return err
+	})
+	if err != nil {
+		return err
+	}
+
+	// 3. D. Before this transaction is durable a restart opens at the old D and
+	// replays the Raft log over it; after, at the new one.
+	s.lists.Lock()
+	defer s.lists.Unlock()
+	err = s.step("move checkpoint", func() error {
+		return s.ledger.update(func(t ledgerTx) error {
+			return errors.Join(t.putSegment(info), t.replaceRuns(nil, []runInfo{run}),
+				t.putWindow(g.window, g.at.windowOldest), t.putCheckpoint(g.at))
+		})
+	})
+	if err != nil {
+		return err
+	}
+
+	// 4. Memory follows: first the new way to the entries, then away with the
+	// old, so that a reader always finds them.
+	if err := s.index.add(run); err != nil {
+		return err
+	}
+	s.files.put(info.first, file)
+	old := s.durable.Load()
+	s.durable.Store(&durableState{at: g.at, segments: append(slices.Clip(old.segments), info), runs: s.index.runs()})
+	if err := s.release(g, info); err != nil {
+		return err
+	}
+	s.o.logger.Info("segment sealed", "segment", info.id(), "entries", info.count, "bytes", info.size, "took", time.Since(start))
+	if s.o.moved != nil {
+		s.o.moved(g.at)
+	}
+	return nil
+}
+
+// release lets go of the memory of a segment that is on disk.
+func (s *store) release(g *sealedSegment, info segmentInfo) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	m, err := s.manifest.Load().withWritten(info.first, info.size, info.sum)
+	if err != nil {
+		return err
+	}
+	s.manifest.Store(m)
+	s.sealing = slices.Clone(s.sealing[1:])
+	s.drained.Broadcast()
+	return nil
+}
+
+// backlog returns how many closed segments are still in memory.
+func (s *store) backlog() int {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return len(s.sealing)
+}
+
+// records yields what the run of p holds: keys in order, each key's versions
+// newest first.
+func (p *pendingSegment) records(places []place) iter.Seq2[indexRecord, error] {
+	keys := slices.Sorted(maps.Keys(p.heads))
+	return func(yield func(indexRecord, error) bool) {
+		for _, k := range keys {
+			for i := p.heads[k]; i >= 0; i = p.entries[i].older {
+				h := headOf(p.entries[i].raw)
+				if !yield(indexRecord{[]byte(k), position{h.seq, h.version, places[i].offset, places[i].length, h.deleted}}, nil) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// segmentRecords yields what the run of a sealed segment holds, read from its
+// file; every record and the root are checked on the way.
+func (s *store) segmentRecords(info segmentInfo) iter.Seq2[indexRecord, error] {
+	return func(yield func(indexRecord, error) bool) {
+		all, err := s.readRecords(info)
+		if err != nil {
+			yield(indexRecord{}, err)
+			return
+		}
+		slices.SortFunc(all, func(a, b indexRecord) int {
+			return cmp.Or(bytes.Compare(a.key, b.key), cmp.Compare(b.seq, a.seq))
+		})
+		for _, r := range all {
+			if !yield(r, nil) {
+				return
+			}
+		}
+	}
+}
+
+// readRecords reads all records of a segment file.
+func (s *store) readRecords(info segmentInfo) ([]indexRecord, error) {
+	file, err := s.segment(info)
+	if err != nil {
+		return nil, err
+	}
+	all := make([]indexRecord, 0, info.count)
+	root, err := file.records(false, func(r *record, pl place) error {
+		h := &r.header
+		all = append(all, indexRecord{h.key, position{h.seq, h.version, pl.offset, pl.length, h.op == opDelete}})
+		return nil
+	})
+	if err == nil && root != info.root {
+		err = fmt.Errorf("segment %s: %w: its records give root %s", info.id(), errCorrupt, root)
+	}
+	return all, err
+}
+
+// rebuild writes a damaged run again from the segments it covers. If the new
+// file differs, as when a newer program writes it, ledger.db learns of it.
+func (s *store) rebuild(broken runInfo, segments []segmentInfo) (runInfo, error) {
+	s.o.logger.Warn("key index run is damaged, building it again from its segments", "run", broken.name())
+	parts := func(yield func(runPart, error) bool) {
+		for _, info := range segments {
+			if info.first >= broken.first && info.first <= broken.last && !yield(runPart{info.first, info.end() - 1, s.segmentRecords(info)}, nil) {
+				return
+			}
+		}
+	}
+	built, err := rebuildRun(context.Background(), filepath.Join(s.o.dir, indexDir), broken, parts, s.o.logger)
+	if err != nil || built == broken {
+		return built, err
+	}
+	return built, s.ledger.update(func(t ledgerTx) error { return t.replaceRuns([]runInfo{broken}, []runInfo{built}) })
+}
+
+// repaired calls look and, when it meets a damaged run, builds that run again
+// from its segments and calls once more.
+func repaired[T any](s *store, look func() (T, bool, error)) (T, bool, error) {
+	v, ok, err := look()
+	var broken *runError
+	for tries := 0; errors.As(err, &broken) && tries < 3; tries++ {
+		if rerr := s.repairRun(broken.info); rerr != nil {
+			return v, false, errors.Join(err, rerr)
+		}
+		v, ok, err = look()
+	}
+	return v, ok, err
+}
+
+// repairRun builds a run again that turned out to be damaged while in use.
+func (s *store) repairRun(broken runInfo) error {
+	s.lists.Lock()
+	defer s.lists.Unlock()
+	if !slices.Contains(s.index.runs(), broken) {
+		return nil // somebody else repaired or merged it meanwhile
+	}
+	built, err := s.rebuild(broken, s.durable.Load().segments)
+	if err != nil {
+		return err
+	}
+	return s.index.swap(built)
+}
+
+// mergeLoop merges runs in the background whenever a tier is full.
+func (s *store) mergeLoop() {
+	ctx, cancel := context.WithCancel(context.Background())
+	s.done.Go(func() {
+		<-s.quit
+		cancel()
+	})
+	for tick := time.NewTicker(time.Second); ; {
+		select {
+		case <-s.quit:
+			tick.Stop()
+			return
+		case <-tick.C:
+		}
+		for s.mergeOnce(ctx) {
+		}
+	}
+}
+
+// mergeOnce merges one full tier and tells whether there was one. A merge that
+// fails is tried again later: the runs it reads stay in use.
+func (s *store) mergeOnce(ctx context.Context) bool {
+	old, level, ok := s.index.nextMerge()
+	if !ok || ctx.Err() != nil {
+		return false
+	}
+	merged, err := s.index.merge(ctx, level, old)
+	if err != nil {
+		if ctx.Err() == nil {
+			s.o.logger.Error("merging key index runs", "error", err)
+			var broken *runError
+			if errors.As(err, &broken) {
+				return s.repairRun(broken.info) == nil
+			}
+		}
+		return false
+	}
+	s.lists.Lock()
+	defer s.lists.Unlock()
+	if now := s.index.runs(); slices.ContainsFunc(old, func(r runInfo) bool { return !slices.Contains(now, r) }) {
+		return true // a run was repaired meanwhile: merge what is there now
+	}
+	// A crash before this transaction leaves the merged file unnamed, after it
+	// the old files; openStore does not care for either.
+	err = s.step("replace runs", func() error {
+		return s.ledger.update(func(t ledgerTx) error { return t.replaceRuns(old, []runInfo{merged}) })
+	})
+	if err != nil {
+		s.o.fatal(err)
+		return false
+	}
+	if err := s.index.replace(old, merged); err != nil {
+		s.o.fatal(err)
+		return false
+	}
+	if err := s.index.remove(old); err != nil { // the next start removes them
+		s.o.logger.Warn("removing merged runs", "error", err)
+	}
+	return true
+}
