@@ -102,7 +102,8 @@ class Bench:
         """Add a measurement of the bare server for each kind of script."""
         binary = os.path.join(self.folder, "bare")
         if not os.path.exists(binary):
-            subprocess.run(["go", "build", "-o", binary, os.path.join(helpers.ROOT, "e2e", "bare_server.go")], check=True)
+            source = os.path.join(helpers.ROOT, "e2e", "bare_server.go")
+            subprocess.run(["go", "build", "-o", binary, source], check=True)
         port = free_port()
         process = subprocess.Popen([binary, "-addr", f"127.0.0.1:{port}"])
         try:
@@ -159,7 +160,8 @@ class Bench:
             self.rated("three nodes, PUT through a follower (to leader)", results["follower"], through_leader, 0.8)
         for name, least in (("linear", 0.45), ("stale", 0.65)) if "get" in parts else ():
             for place in ("leader", "follower"):
-                self.rated(f"three nodes, {name} GET on the {place}", results[f"{name} {place}"], self.base("GET"), least)
+                result = results[f"{name} {place}"]
+                self.rated(f"three nodes, {name} GET on the {place}", result, self.base("GET"), least)
 
     def run_latency(self):
         """One connection, beside the disk's own append + fdatasync in the same folder."""
@@ -231,16 +233,18 @@ class Bench:
                 print(f"  {done:,} keys: {rate:,.0f}/s, RSS {current_rss(node) / helpers.MIB:.0f} MiB", flush=True)
         million = 1_000_000 // chunk
         first, last = sum(times[:million]), sum(times[-million:])
-        self.row(f"growth, ingest, last million of {total:,}", 1e6 / last, "/s", ">= 0.8", first / last >= 0.8, first / last)
+        ratio = first / last
+        self.row(f"growth, ingest, last million of {total:,}", 1e6 / last, "/s", ">= 0.8", ratio >= 0.8, ratio)
         if gets[total]:
             self.rated(f"growth, GET at {total:,} keys (to 100,000)", gets[total], gets[chunk]["rate"], 0.7)
         rss = current_rss(node) / helpers.MIB
-        self.row("growth, RSS at the end", rss, f"MiB  peak {node.note_rss() / helpers.MIB:.0f}", "< 400", rss < 400)
+        self.row("growth, RSS at the end", rss, f"MiB  peak {node.peak_rss() / helpers.MIB:.0f}", "< 400", rss < 400)
         node.kill()
         self.row("growth, restart", timed_restart(node), "s")
         one.close()
 
     def get_sample(self, node, keys):
+        """wrk GET of keys that exist."""
         path = os.path.join(self.folder, "sample")
         with open(path, "w") as f:
             f.writelines(key + "\n" for key in keys)

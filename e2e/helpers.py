@@ -6,6 +6,7 @@ SCRIBE_BIN names a ready binary, else the tree is built once; SCRIBE_LONG=1 (or 
 """
 
 import atexit
+import functools
 import hashlib
 import http.client
 import json
@@ -130,17 +131,10 @@ class Client:
             reply = self._exchange(conn, method, path, body, headers or {})
         return reply
 
-    def get(self, path, **kw):
-        return self.request("GET", path, **kw)
-
-    def put(self, path, body=b"", **kw):
-        return self.request("PUT", path, body=body, **kw)
-
-    def post(self, path, body=b"", **kw):
-        return self.request("POST", path, body=body, **kw)
-
-    def delete(self, path, **kw):
-        return self.request("DELETE", path, **kw)
+    get = functools.partialmethod(request, "GET")
+    put = functools.partialmethod(request, "PUT")
+    post = functools.partialmethod(request, "POST")
+    delete = functools.partialmethod(request, "DELETE")
 
     def forget(self):
         """Close every idle connection."""
@@ -197,7 +191,6 @@ class Node:
         self.post, self.delete = self.client.post, self.client.delete
         self.process = None
         self.log_start = 0
-        self.peak_rss = 0
 
     def start(self, *flags, env=None):
         """Start the process; does not wait until it serves."""
@@ -231,7 +224,6 @@ class Node:
 
     def kill(self):
         """kill -9 and wait."""
-        self.note_rss()
         self.process.kill()
         self.process.wait()
 
@@ -252,15 +244,10 @@ class Node:
             f.seek(self.log_start)
             return f.read().decode(errors="replace")
 
-    def note_rss(self):
-        """Peak resident memory (VmHWM) of the running process in bytes; kept in peak_rss."""
-        try:
-            with open(f"/proc/{self.process.pid}/status") as f:
-                found = re.search(r"VmHWM:\s+(\d+) kB", f.read())
-                self.peak_rss = max(self.peak_rss, int(found[1]) * 1024) if found else self.peak_rss
-        except OSError:
-            pass
-        return self.peak_rss
+    def peak_rss(self):
+        """Peak resident memory (VmHWM) of the running process in bytes."""
+        with open(f"/proc/{self.process.pid}/status") as f:
+            return int(re.search(r"VmHWM:\s+(\d+) kB", f.read())[1]) * 1024
 
     def size(self):
         """ledger_size as this node's health tells it, or None."""

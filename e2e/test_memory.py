@@ -37,13 +37,13 @@ class Memory(Scenario):
         for reply in puts:
             self.expect(reply, (201, 429, 503, 504))
         stored = [i for i, reply in enumerate(puts) if reply.status == 201]
-        after_puts = [node.note_rss() // MIB for node in c.nodes]
+        after_puts = [node.peak_rss() // MIB for node in c.nodes]
         gets = self.all_at_once(lambda i: c.nodes[i % n].get(raw_path(f"v{stored[i % len(stored)]}"), timeout=240))
         for reply in gets:
             self.expect(reply, (200, 429, 503))
             if reply.status == 200:
                 self.assertEqual(sha256(reply.body), sha256(value))
-        peaks = [node.note_rss() // MIB for node in c.nodes]
+        peaks = [node.peak_rss() // MIB for node in c.nodes]
         print(f"{len(stored)} of {CLIENTS} values of 32 MiB stored in {took:.1f} s; peak RSS after the writes "
               f"{after_puts} MiB, after the reads {peaks} MiB", end=" ", flush=True)
         self.assertGreater(len(stored), 0)
@@ -62,14 +62,15 @@ class Memory(Scenario):
         c = self.cluster(1)
         n = c.nodes[0]
         n.put("/k", b"x")
-        before, socks = n.note_rss(), []
+        before, socks = n.peak_rss(), []
         for i in range(CLIENTS):
             sock = socket.create_connection(("127.0.0.1", n.port))
-            sock.sendall(f"PUT /slow{i} HTTP/1.1\r\nHost: x\r\nContent-Length: {MAX_VALUE}\r\n\r\n".encode() + b"x" * 1024)
+            sock.sendall(f"PUT /slow{i} HTTP/1.1\r\nHost: x\r\nContent-Length: {MAX_VALUE}\r\n\r\n".encode())
+            sock.sendall(b"x" * 1024)
             socks.append(sock)
         self.expect(n.get("/k"), 200)
         self.expect(n.put("/k", b"y", timeout=40), (200, 429, 503))
-        self.assertLess(n.note_rss() - before, 1024 * MIB)
+        self.assertLess(n.peak_rss() - before, 1024 * MIB)
         for sock in socks:
             sock.close()
         self.expect(n.put("/k", b"z", timeout=40), 200)
