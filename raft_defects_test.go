@@ -471,6 +471,9 @@ func TestF5TransferNeverEnds(t *testing.T) {
 		if err := r.LeadershipTransferToServer("b", "b").Error(); err == nil {
 			return false // a lost its lease meanwhile
 		}
+		waitUntil(t, "the first transfer is over", func() bool {
+			return r.Barrier(testWait).Error() == nil || r.State() != raft.Leader
+		})
 		second := r.LeadershipTransferToServer("b", "b")
 		waitUntil(t, "the second transfer is under way", func() bool {
 			return errors.Is(r.Barrier(testWait).Error(), raft.ErrLeadershipTransferInProgress) || r.State() != raft.Leader
@@ -534,7 +537,7 @@ func TestF6LeaderWithHungDisk(t *testing.T) {
 	hung := leader(nil)
 	release := hung.store.block()
 	defer release()
-	hung.raft.Apply([]byte("hangs"), 0)
+	go hung.raft.Apply([]byte("hangs"), 0) // may block: the term's first entry may hang already
 	receive(t, hung.store.entered, "the leader's disk hangs")
 	hung.stalled.Store(true)
 	waitUntil(t, "another leader takes a write", func() bool {
