@@ -32,6 +32,13 @@ func needDefect(t *testing.T, number string, shown func(t *testing.T) bool) {
 	t.Fatalf("upstream fixed %s: drop the work-around", number)
 }
 
+// gate returns a channel and a function that closes it, once. Tests defer the
+// call as well: a server shuts down only when nothing of it hangs any more.
+func gate() (<-chan struct{}, func()) {
+	c := make(chan struct{})
+	return c, sync.OnceFunc(func() { close(c) })
+}
+
 // scriptedNet is the transport of one real server, "a", whose peers are a script.
 type scriptedNet struct {
 	*raft.InmemTransport
@@ -160,19 +167,21 @@ func (n *scriptedNet) lead(t *testing.T, r *raft.Raft) {
 // slowStable is a store in which writing one term hangs.
 type slowStable struct {
 	*raft.InmemStore
-	term    uint64
-	entered chan struct{}
-	release chan struct{}
+	term     uint64
+	entered  chan struct{}
+	released <-chan struct{}
 }
 
-func newSlowStable(term uint64) *slowStable {
-	return &slowStable{raft.NewInmemStore(), term, make(chan struct{}), make(chan struct{})}
+// newSlowStable returns such a store and the end of its hanging.
+func newSlowStable(term uint64) (s *slowStable, release func()) {
+	released, release := gate()
+	return &slowStable{raft.NewInmemStore(), term, make(chan struct{}), released}, release
 }
 
 func (s *slowStable) SetUint64(k []byte, v uint64) error {
 	if string(k) == "CurrentTerm" && v == s.term {
 		close(s.entered)
-		<-s.release
+		<-s.released
 	}
 	return s.InmemStore.SetUint64(k, v)
 }
@@ -200,28 +209,31 @@ func (w *lineWriter) Write(b []byte) (int, error) {
 // candidate whose votes for the term before are on their way: two leaders of one term.
 func TestF1HeartbeatBesideElection(t *testing.T) {
 	needDefect(t, "F1", func(t *testing.T) bool {
-		n, store := newScriptedNet(), newSlowStable(3)
-		votes := make(chan struct{})
+		n := newScriptedNet()
+		store, release := newSlowStable(3)
+		votes, vote := gate()
 		n.vote = func(raft.ServerID) bool { <-votes; return true }
 		log, counted := sawLine("vote granted", "from=a")
 		r := startScripted(t, n, store, new(recordFSM), abcServers(), func(c *raft.Config) { c.Logger = newRaftLogger(log, slog.LevelDebug) })
+		defer release()
+		defer vote()
 		if err := n.campaign(); err != nil {
 			t.Fatal(err)
 		}
 		receive(t, counted, "a is candidate in term 2 with its own vote")
 		// b has won term 3 and says so.
 		reply := make(chan raft.RPCResponse, 1)
-		beat := &raft.AppendEntriesRequest{RPCHeader: n.header(), Term: 3, Leader: []byte("b")}
+		beat := &raft.AppendEntriesRequest{RPCHeader: n.header(), Term: 3}
 		go (*n.shortcut.Load())(raft.RPC{Command: beat, RespChan: reply})
 		receive(t, store.entered, "a is follower, and writing term 3 to its disk")
-		close(votes)
+		vote()
 		lead := soon(time.Second, func() bool { return r.State() == raft.Leader })
-		close(store.release)
+		release()
 		receive(t, reply, "the heartbeat is answered")
 		return lead && r.State() == raft.Leader && r.CurrentTerm() == 3
 	})
 
-	store := newSlowStable(3)
+	store, release := newSlowStable(3)
 	ids := []identity{nodeA, nodeB, {cluster: prodID, name: "prod", node: 3, incarnation: 0xc}}
 	var trs []*raftTransport
 	var conf raft.Configuration
@@ -231,7 +243,8 @@ func TestF1HeartbeatBesideElection(t *testing.T) {
 		trs = append(trs, tr)
 		conf.Servers = append(conf.Servers, raft.Server{ID: serverID(id), Address: tr.LocalAddr()})
 	}
-	asked, votes := make(chan struct{}, 2), make(chan struct{})
+	asked := make(chan struct{}, 2)
+	votes, vote := gate()
 	var led atomic.Bool
 	for _, tr := range trs[1:] {
 		answer(tr, func(command any) any {
@@ -259,6 +272,8 @@ func TestF1HeartbeatBesideElection(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer r.Shutdown()
+	defer release()
+	defer vote()
 	b, id, addr := trs[1], serverID(nodeA), trs[0].LocalAddr()
 	if err := b.TimeoutNow(id, addr, &raft.TimeoutNowRequest{RPCHeader: headerOf(nodeB, b)}, new(raft.TimeoutNowResponse)); err != nil {
 		t.Fatal(err)
@@ -271,10 +286,10 @@ func TestF1HeartbeatBesideElection(t *testing.T) {
 		beaten <- b.AppendEntries(id, addr, &raft.AppendEntriesRequest{RPCHeader: headerOf(nodeB, b), Term: 3}, &resp)
 	}()
 	receive(t, store.entered, "a writes term 3 to its disk")
-	close(votes)
+	vote()
 	receive(t, got.votes, "a vote comes in")
 	receive(t, got.votes, "both votes come in")
-	close(store.release)
+	release()
 	if err := receive(t, beaten, "the heartbeat is answered"); err != nil || !resp.Success || resp.Term != 3 {
 		t.Errorf("heartbeat of the leader of term 3: %+v, %v", resp, err)
 	}
@@ -306,28 +321,30 @@ func TestF2VerifyLeaderTakesOldAcks(t *testing.T) {
 	needDefect(t, "F2", func(t *testing.T) bool {
 		n := newScriptedNet()
 		var hold, cut atomic.Bool
-		held, release, asked := make(chan struct{}, 100), make(chan struct{}), make(chan struct{}, 100)
+		held, asked := make(chan struct{}, 1), make(chan struct{}, 1)
+		released, release := gate()
 		n.append = func(_ raft.ServerID, a *raft.AppendEntriesRequest) error {
 			switch {
 			case cut.Load():
 				if isHeartbeat(a) {
-					asked <- struct{}{}
+					tell(asked)
 				}
 				return errors.New("cut off")
 			case hold.Load():
-				held <- struct{}{}
-				<-release
+				tell(held)
+				<-released
 			}
 			return nil
 		}
 		r := startScripted(t, n, raft.NewInmemStore(), new(recordFSM), abcServers(), nil)
+		defer release()
 		n.lead(t, r)
 		hold.Store(true)
 		receive(t, held, "a peer has heard a; its answer travels")
 		cut.Store(true)
 		f := r.VerifyLeader()
 		receive(t, asked, "VerifyLeader asks the peers, in vain") // now the old answer arrives
-		close(release)
+		release()
 		return f.Error() == nil
 	})
 }
@@ -434,17 +451,19 @@ func TestF5TransferNeverEnds(t *testing.T) {
 	const timeout = 150 * time.Millisecond
 	needDefect(t, "F5", func(t *testing.T) bool {
 		n := newScriptedNet()
-		entered, release := make(chan struct{}, 100), make(chan struct{})
+		entered := make(chan struct{}, 1)
+		released, release := gate()
 		n.append = func(to raft.ServerID, a *raft.AppendEntriesRequest) error {
 			if to == "b" && !isHeartbeat(a) {
-				entered <- struct{}{}
-				<-release
+				tell(entered)
+				<-released
 			}
 			return nil
 		}
 		r := startScripted(t, n, raft.NewInmemStore(), new(recordFSM), abcServers(), func(c *raft.Config) {
 			c.HeartbeatTimeout, c.ElectionTimeout, c.LeaderLeaseTimeout = timeout, timeout, timeout
 		})
+		defer release()
 		n.lead(t, r)
 		receive(t, entered, "b's replicator hangs")
 		// The first transfer times out and leaves its request in the channel's
@@ -452,6 +471,9 @@ func TestF5TransferNeverEnds(t *testing.T) {
 		if err := r.LeadershipTransferToServer("b", "b").Error(); err == nil {
 			return false // a lost its lease meanwhile
 		}
+		waitUntil(t, "the first transfer is over", func() bool {
+			return r.Barrier(testWait).Error() == nil || r.State() != raft.Leader
+		})
 		second := r.LeadershipTransferToServer("b", "b")
 		waitUntil(t, "the second transfer is under way", func() bool {
 			return errors.Is(r.Barrier(testWait).Error(), raft.ErrLeadershipTransferInProgress) || r.State() != raft.Leader
@@ -461,7 +483,7 @@ func TestF5TransferNeverEnds(t *testing.T) {
 			t.Fatal(err)
 		}
 		second.Error()
-		close(release) // b answers again; its replicator sees that its leader is none
+		release() // b answers again; its replicator sees that its leader is none
 		n.elect(t, r)
 		for end := time.Now().Add(4 * timeout); time.Now().Before(end); <-time.After(timeout / 10) {
 			if err := r.Apply(nil, testWait).Error(); !errors.Is(err, raft.ErrLeadershipTransferInProgress) {
@@ -515,7 +537,7 @@ func TestF6LeaderWithHungDisk(t *testing.T) {
 	hung := leader(nil)
 	release := hung.store.block()
 	defer release()
-	hung.raft.Apply([]byte("hangs"), 0)
+	go hung.raft.Apply([]byte("hangs"), 0) // may block: the term's first entry may hang already
 	receive(t, hung.store.entered, "the leader's disk hangs")
 	hung.stalled.Store(true)
 	waitUntil(t, "another leader takes a write", func() bool {
@@ -534,13 +556,15 @@ func TestF7RestoreBlocks(t *testing.T) {
 	n := newScriptedNet()
 	_, n.in = raft.NewInmemTransportWithTimeout("b", 50*time.Millisecond)
 	n.in.Connect("a", n.InmemTransport)
-	restoring, release := make(chan struct{}, 10), make(chan struct{})
+	restoring := make(chan struct{}, 10)
+	released, release := gate()
 	fsm := &recordFSM{restore: func() error {
 		restoring <- struct{}{}
-		<-release
+		<-released
 		return nil
 	}}
 	startScripted(t, n, raft.NewInmemStore(), fsm, abcServers(), nil)
+	defer release()
 	install := func() {
 		n.in.InstallSnapshot("a", "a", &raft.InstallSnapshotRequest{RPCHeader: n.header(), SnapshotVersion: raft.SnapshotVersionMax, Term: 5,
 			LastLogIndex: 10, LastLogTerm: 4, Size: 4, Configuration: raft.EncodeConfiguration(abcServers()), ConfigurationIndex: 1}, new(raft.InstallSnapshotResponse), strings.NewReader("snap"))
@@ -554,7 +578,7 @@ func TestF7RestoreBlocks(t *testing.T) {
 		t.Error("upstream fixed F7: a heartbeat is answered during Restore")
 	}
 	install() // returns when the leader has lost patience
-	close(release)
+	release()
 	select {
 	case <-restoring:
 	case <-time.After(testWait):
@@ -618,23 +642,24 @@ func TestF8LeaderSendsCommitBeyondEntries(t *testing.T) {
 	needDefect(t, "F8", func(t *testing.T) bool {
 		n := newScriptedNet()
 		var armed, holdC atomic.Bool
-		paused, goOn := make(chan struct{}), make(chan struct{})
-		heldC, releaseC := make(chan struct{}, 1), make(chan struct{})
+		paused, heldC := make(chan struct{}), make(chan struct{}, 1)
+		resumed, resume := gate()
+		releasedC, releaseC := gate()
 		sent := make(chan raft.AppendEntriesRequest, 1)
 		n.encode = func() {
 			if armed.CompareAndSwap(true, false) {
 				close(paused)
-				<-goOn
+				<-resumed
 			}
 		}
 		n.append = func(to raft.ServerID, a *raft.AppendEntriesRequest) error {
 			switch {
 			case to == "c" && holdC.CompareAndSwap(true, false):
 				heldC <- struct{}{}
-				<-releaseC
+				<-releasedC
 			case to == "b" && a.LeaderCommitIndex > 0:
 				select {
-				case <-goOn:
+				case <-resumed:
 					select {
 					case sent <- *a:
 					default:
@@ -645,17 +670,19 @@ func TestF8LeaderSendsCommitBeyondEntries(t *testing.T) {
 			return nil
 		}
 		r := startScripted(t, n, raft.NewInmemStore(), new(recordFSM), abcServers(), nil)
+		defer resume()
+		defer releaseC()
 		n.lead(t, r)
 		holdC.Store(true)
 		receive(t, heldC, "c's replicator waits")
 		armed.Store(true)
 		receive(t, paused, "b's replicator has read the end of the log")
 		f := r.Apply([]byte("x"), 0)
-		close(releaseC) // c stores x, which commits it
+		releaseC() // c stores x, which commits it
 		if err := f.Error(); err != nil {
 			t.Fatal(err)
 		}
-		close(goOn)
+		resume()
 		a := receive(t, sent, "b is sent something")
 		return len(a.Entries) == 0 && a.LeaderCommitIndex > a.PrevLogEntry
 	})

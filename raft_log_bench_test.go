@@ -112,7 +112,7 @@ func (l *boltLog) StoreLogs(logs []*raft.Log) error {
 		}
 		for _, log := range logs {
 			key := binary.BigEndian.AppendUint64(nil, log.Index)
-			if err := bucket.Put(key, appendEntry(nil, 0, log)); err != nil {
+			if err := bucket.Put(key, appendLogEntry(nil, 0, log)); err != nil {
 				return err
 			}
 		}

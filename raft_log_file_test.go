@@ -386,7 +386,7 @@ func TestLogForeignFiles(t *testing.T) {
 // An entry is refused when any byte or its length is wrong.
 func TestLogEntryDamage(t *testing.T) {
 	want := &raft.Log{Index: 7, Term: 3, Type: raft.LogBarrier, Data: []byte("some data"), Extensions: []byte("ext"), AppendedAt: time.Unix(0, 99)}
-	b := appendEntry(nil, 5, want)
+	b := appendLogEntry(nil, 5, want)
 	b = b[:entrySize(want)]
 	var got raft.Log
 	if err := parseEntry(b, 5, &got); err != nil || !sameLog(&got, want) {

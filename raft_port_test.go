@@ -73,6 +73,14 @@ func receive[T any](t testing.TB, c <-chan T, what string) (v T) {
 	return v
 }
 
+// tell leaves a value in a channel unless one is there already.
+func tell(c chan<- struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
 // links is the network between in-process nodes. Cutting a link from one node
 // to another fails what the first asks of the second and kills its connections.
 type links struct {

@@ -257,11 +257,11 @@ type batchStore struct {
 	mu      sync.Mutex
 	largest int
 	blocked chan struct{} // when not nil, StoreLogs waits until it is closed
-	entered chan struct{} // gets a value for each StoreLogs that has to wait
+	entered chan struct{} // gets a value when StoreLogs has to wait
 }
 
 func newBatchStore() *batchStore {
-	return &batchStore{InmemStore: raft.NewInmemStore(), entered: make(chan struct{}, 100)}
+	return &batchStore{InmemStore: raft.NewInmemStore(), entered: make(chan struct{}, 1)}
 }
 
 func (s *batchStore) StoreLog(l *raft.Log) error { return s.StoreLogs([]*raft.Log{l}) }
@@ -276,7 +276,7 @@ func (s *batchStore) StoreLogs(logs []*raft.Log) error {
 	blocked := s.blocked
 	s.mu.Unlock()
 	if blocked != nil {
-		s.entered <- struct{}{}
+		tell(s.entered)
 		<-blocked
 	}
 	return s.InmemStore.StoreLogs(logs)
