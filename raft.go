@@ -304,7 +304,7 @@ func (n *node) raftConfig(self *nodeFile) *raft.Config {
 	c.NoSnapshotRestoreOnStart = true
 	c.NoLegacyTelemetry = true
 	c.ShutdownOnRemove = false
-	c.Logger = newRaftLogger(n.o.logger, slog.LevelWarn)
+	c.LogOutput, c.LogLevel = raftLogger{n.o.logger}, "WARN"
 	return c
 }
 

@@ -214,7 +214,7 @@ func TestF1HeartbeatBesideElection(t *testing.T) {
 		votes, vote := gate()
 		n.vote = func(raft.ServerID) bool { <-votes; return true }
 		log, counted := sawLine("vote granted", "from=a")
-		r := startScripted(t, n, store, new(recordFSM), abcServers(), func(c *raft.Config) { c.Logger = newRaftLogger(log, slog.LevelDebug) })
+		r := startScripted(t, n, store, new(recordFSM), abcServers(), func(c *raft.Config) { c.LogOutput, c.LogLevel = raftLogger{log}, "DEBUG" })
 		defer release()
 		defer vote()
 		if err := n.campaign(); err != nil {

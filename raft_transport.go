@@ -11,7 +11,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
 )
 
@@ -92,19 +91,14 @@ func newRaftTransport(p *internalPort, o transportOptions) *raftTransport {
 		consume: make(chan raft.RPC),
 		done:    make(chan struct{}),
 	}
-	t.NetworkTransport = t.newNetwork(&singleStream{StreamLayer: streams, done: make(chan struct{})}, newRaftLogger(o.logger, slog.LevelWarn))
+	t.NetworkTransport = t.newNetwork(&singleStream{StreamLayer: streams, done: make(chan struct{})}, raftLogger{o.logger})
 	t.wg.Go(t.acceptLoop)
 	return t
 }
 
 // newNetwork returns hashicorp/raft's transport on a stream layer.
-func (t *raftTransport) newNetwork(s raft.StreamLayer, l hclog.Logger) *raft.NetworkTransport {
-	n := raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-		Stream:  s,
-		MaxPool: raftPool,
-		Timeout: t.o.timeout,
-		Logger:  l,
-	})
+func (t *raftTransport) newNetwork(s raft.StreamLayer, log io.Writer) *raft.NetworkTransport {
+	n := raft.NewNetworkTransport(s, raftPool, t.o.timeout, log)
 	n.TimeoutScale = raftTimeoutScale
 	return n
 }
@@ -159,7 +153,7 @@ func (t *raftTransport) acceptLoop() {
 // nothing: it would call the end of a stream an error, and the peer logs that.
 func (t *raftTransport) serve(c *peerConn) {
 	defer c.Close()
-	in := t.newNetwork(&singleStream{StreamLayer: t.streams, conn: c, done: make(chan struct{})}, hclog.NewNullLogger())
+	in := t.newNetwork(&singleStream{StreamLayer: t.streams, conn: c, done: make(chan struct{})}, io.Discard)
 	defer in.Close()
 	for {
 		select {

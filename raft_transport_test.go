@@ -13,7 +13,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
 )
 
@@ -345,7 +344,7 @@ type raftPeer struct {
 func raftConfig(t testing.TB, id raft.ServerID) *raft.Config {
 	c := raft.DefaultConfig()
 	c.LocalID = id
-	c.Logger = newRaftLogger(portLog(t), slog.LevelError)
+	c.LogOutput, c.LogLevel = raftLogger{portLog(t)}, "ERROR"
 	c.NoLegacyTelemetry = true
 	return c
 }
@@ -455,7 +454,7 @@ func TestLargeEntries(t *testing.T) {
 
 func TestRaftLogger(t *testing.T) {
 	var b bytes.Buffer
-	h := slog.NewTextHandler(&b, &slog.HandlerOptions{
+	l := raftLogger{slog.New(slog.NewTextHandler(&b, &slog.HandlerOptions{
 		Level: slog.LevelDebug - 4,
 		ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
 			if a.Key == slog.TimeKey {
@@ -463,28 +462,25 @@ func TestRaftLogger(t *testing.T) {
 			}
 			return a
 		},
-	})
-	log := func(min slog.Level) string {
-		b.Reset()
-		l := newRaftLogger(slog.New(h), min).With("node", 1).Named("raft").ResetNamed("net")
-		l.Trace("t")
-		l.Debug("d")
-		l.Info("i")
-		l.Warn("w", "servers", hclog.Fmt("%d of %d", 2, 3))
-		l.Error("e", "error", io.EOF)
-		l.Log(hclog.NoLevel, "n")
-		return b.String()
+	}))}
+	for _, line := range []string{
+		"2026-11-22T15:28:57.160Z [TRACE] raft: t\n",
+		"2026-11-22T15:28:57.160Z [INFO]  raft: i: a=1\n",
+		"2026-11-22T15:28:57.160Z [WARN]  raft: w: servers=\"2 of 3\"\n",
+		"2026-11-22T15:28:57.160Z [ERROR] raft-net: e\n",
+		"something else\n",
+	} {
+		if n, err := l.Write([]byte(line)); n != len(line) || err != nil {
+			t.Errorf("Write = %d, %v", n, err)
+		}
 	}
-	warn := "level=WARN msg=w node=1 servers=\"2 of 3\"\nlevel=ERROR msg=e node=1 error=EOF\n"
-	if got := log(slog.LevelWarn); got != warn {
-		t.Errorf("at WARN:\n%swant\n%s", got, warn)
-	}
-	all := "level=DEBUG-4 msg=t node=1\nlevel=DEBUG msg=d node=1\nlevel=INFO msg=i node=1\n" + warn + "level=INFO msg=n node=1\n"
-	if got := log(slog.LevelDebug - 4); got != all {
-		t.Errorf("at TRACE:\n%swant\n%s", got, all)
-	}
-	l := newRaftLogger(slog.New(h), slog.LevelWarn)
-	if l.IsTrace() || l.IsDebug() || l.IsInfo() || !l.IsWarn() || !l.IsError() {
-		t.Error("Is methods disagree with WARN")
+	want := `level=DEBUG-4 msg="raft: t"
+level=INFO msg="raft: i: a=1"
+level=WARN msg="raft: w: servers=\"2 of 3\""
+level=ERROR msg="raft-net: e"
+level=WARN msg="something else"
+`
+	if b.String() != want {
+		t.Errorf("logged\n%swant\n%s", b.String(), want)
 	}
 }
