@@ -344,12 +344,26 @@ func (t *lineStream) submit(text []byte) {
 	}
 	l.err = err
 	t.chunk.lines.Add(1)
+	large := err == nil && requestSize(&l.request) > packSize
+	if large { // submitAsync keeps the order of smaller ones only
+		t.settle()
+	}
 	t.enqueue(l, err != nil)
 	if err != nil {
 		return
 	}
 	if err := t.s.node.submitAsync(&l.request, l.finish); err != nil {
 		l.finish(result{}, err)
+	}
+	if large {
+		t.settle()
+	}
+}
+
+// settle waits until every line so far has its result.
+func (t *lineStream) settle() {
+	for t.queued.Load() > 0 {
+		<-t.drained
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -426,6 +427,8 @@ func (n *node) fate(err error) error {
 		return fmt.Errorf("%w: %w", errNotApplied, err)
 	case errors.Is(err, raft.ErrNotLeader), errors.Is(err, raft.ErrEnqueueTimeout):
 		return fmt.Errorf("%w: %w", errNotApplied, err)
+	case errors.Is(err, syscall.ENOSPC): // the Raft log took nothing of it
+		return fmt.Errorf("%w: %w: %w", errNotApplied, errDiskFull, err)
 	}
 	return fmt.Errorf("%w: %w", errUnknownOutcome, err)
 }

@@ -202,7 +202,7 @@ func (n *node) status() nodeStatus {
 	self := n.self.Load()
 	s := nodeStatus{
 		clusterID: self.ClusterID, name: self.ClusterName, nodeID: self.NodeID, role: "forming", contact: -1,
-		size: n.store.size(), manifest: n.store.manifest.Load(), diskFull: n.diskFull.Load(),
+		size: n.store.size(), manifest: n.store.currentManifest(), diskFull: n.diskFull.Load(),
 	}
 	r := n.raft.Load()
 	if r == nil {
