@@ -12,6 +12,7 @@ import hashlib
 import http.client
 import json
 import os
+import pathlib
 import queue
 import random
 import re
@@ -35,11 +36,6 @@ JSON = {"Content-Type": "application/json"}
 
 def sha256(data):
     return hashlib.sha256(data).hexdigest()
-
-
-def read_text(path):
-    with open(path, errors="replace") as f:
-        return f.read()
 
 
 def raw_path(key):
@@ -79,7 +75,7 @@ def cli(*args, url=None, stdin=b"", timeout=120, env=None):
                           env={**os.environ, **(env or {})})
 
 
-_given = set()
+_given = set()  # ports
 
 
 def free_port():
@@ -236,7 +232,7 @@ class Node:
         self.process.send_signal(signal.SIGSTOP)
         tasks = f"/proc/{self.process.pid}/task"
         wait_for(f"node {self.number} stands still", lambda: all(
-            re.search(r"State:\s+T", read_text(f"{tasks}/{task}/status")) for task in os.listdir(tasks)), 5)
+            "State:\tT" in pathlib.Path(tasks, task, "status").read_text() for task in os.listdir(tasks)), 5)
 
     def resume(self):
         self.process.send_signal(signal.SIGCONT)
@@ -254,12 +250,12 @@ class Node:
 
     def peak_rss(self):
         """Peak resident memory (VmHWM) of the running process in bytes."""
-        return int(re.search(r"VmHWM:\s+(\d+) kB", read_text(f"/proc/{self.process.pid}/status"))[1]) * 1024
+        return int(re.search(r"VmHWM:\s+(\d+) kB", pathlib.Path(f"/proc/{self.process.pid}/status").read_text())[1]) * 1024
 
     def size(self):
         """ledger_size as this node's health tells it, or None."""
         reply = self.get("/health", timeout=2)
-        return reply.json().get("ledger_size") if reply.status in (200, 503) else None
+        return reply.json().get("ledger_size") if reply.status else None
 
 
 
@@ -348,7 +344,7 @@ class Cluster:
         print(f"\n==== data kept in {self.folder}", file=sys.stderr)
         for node in self.nodes:
             if os.path.exists(node.log):
-                tail = "\n".join(read_text(node.log).splitlines()[-12:])
+                tail = "\n".join(pathlib.Path(node.log).read_text(errors="replace").splitlines()[-12:])
                 print(f"---- node {node.number} {node.log}\n{tail}", file=sys.stderr)
 
 
@@ -359,7 +355,7 @@ class Scenario(unittest.TestCase):
 
     def run(self, result=None):
         self.clusters = []
-        result = result if result is not None else self.defaultTestResult()
+        result = result or self.defaultTestResult()
         before = len(result.failures) + len(result.errors)
         super().run(result)
         for cluster in self.clusters:
