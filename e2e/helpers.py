@@ -6,11 +6,13 @@ SCRIBE_BIN names a ready binary, else the tree is built once; SCRIBE_LONG=1 (or 
 """
 
 import atexit
+import contextlib
 import functools
 import hashlib
 import http.client
 import json
 import os
+import pathlib
 import queue
 import random
 import re
@@ -65,31 +67,27 @@ def binary():
     return os.environ["SCRIBE_BIN"]
 
 
-def cli(*args, url=None, stdin=None, timeout=120, env=None, cwd=None):
+def cli(*args, url=None, stdin=b"", timeout=120, env=None):
     """Run one subcommand to its end; the CompletedProcess holds bytes."""
     if url:
         args = (args[0], "--url", url, *args[1:])
-    return subprocess.run([binary(), *args], input=stdin if stdin is not None else b"", cwd=cwd,
-                          capture_output=True, timeout=timeout, env={**os.environ, **(env or {})})
+    return subprocess.run([binary(), *args], input=stdin, capture_output=True, timeout=timeout,
+                          env={**os.environ, **(env or {})})
 
 
-_given = set()
+_given = set()  # ports
 
 
 def free_port():
     """A port nobody listens on, below the kernel's own range so that no outgoing connection takes it."""
     while True:
         port = random.randrange(12000, 32000)
-        if port in _given:
-            continue
-        with socket.socket() as probe:
+        with contextlib.suppress(OSError), socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        _given.add(port)
-        return port
+            probe.bind(("127.0.0.1", port))
+            if port not in _given:
+                _given.add(port)
+                return port
 
 
 class Reply:
@@ -105,11 +103,9 @@ class Reply:
         return [json.loads(line) for line in self.body.splitlines() if line.strip()]
 
     def code(self):
-        """The error code of the body, or None when this is no error."""
-        try:
+        """The error code that the body holds, or None."""
+        with contextlib.suppress(ValueError, KeyError, TypeError):
             return self.json()["error"]["code"]
-        except (ValueError, KeyError, TypeError):
-            return None
 
     def __repr__(self):
         return f"<{self.status} {self.body[:300]!r}>"
@@ -147,25 +143,29 @@ class Client:
     def _connection(self, timeout):
         try:
             conn = self.idle.get_nowait()
-            conn.sock.settimeout(timeout)
-            return conn, True
         except queue.Empty:
             return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout), False
+        conn.sock.settimeout(timeout)
+        return conn, True
 
     def _exchange(self, conn, method, path, body, headers):
-        sent = False
+        sent = whole = False
         try:
             if conn.sock is None:
                 conn.connect()
                 conn.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sent = True
-            conn.request(method, path, body=body, headers=headers)
+            try:
+                conn.request(method, path, body=body, headers=headers)
+                whole = True
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # the server may have answered before it closed
             answer = conn.getresponse()
             reply = Reply(answer.status, answer.headers, answer.read())
         except (OSError, http.client.HTTPException) as err:
             conn.close()
             return Reply(0, {}, f"{type(err).__name__}: {err}".encode(), sent)
-        if conn.sock is not None:  # else the server asked to close
+        if whole and conn.sock is not None:  # else the server asked to close
             self.idle.put(conn)
         return reply
 
@@ -192,7 +192,7 @@ class Node:
         self.process = None
         self.log_start = 0
 
-    def start(self, *flags, env=None):
+    def start(self, *flags):
         """Start the process; does not wait until it serves."""
         assert not self.running(), f"node {self.number} runs already"
         with open(self.config, "w") as f:
@@ -202,7 +202,7 @@ class Node:
             self.log_start = log.tell()
             self.process = subprocess.Popen(
                 [binary(), "serve", "--config", self.config, *flags], cwd=self.folder, stdin=subprocess.DEVNULL,
-                stdout=log, stderr=log, env={**os.environ, **(env or {})})
+                stdout=log, stderr=log)
         return self
 
     def running(self):
@@ -228,7 +228,11 @@ class Node:
         self.process.wait()
 
     def pause(self):
+        """SIGSTOP; returns when every thread stands still."""
         self.process.send_signal(signal.SIGSTOP)
+        tasks = f"/proc/{self.process.pid}/task"
+        wait_for(f"node {self.number} stands still", lambda: all(
+            "State:\tT" in pathlib.Path(tasks, task, "status").read_text() for task in os.listdir(tasks)), 5)
 
     def resume(self):
         self.process.send_signal(signal.SIGCONT)
@@ -246,13 +250,12 @@ class Node:
 
     def peak_rss(self):
         """Peak resident memory (VmHWM) of the running process in bytes."""
-        with open(f"/proc/{self.process.pid}/status") as f:
-            return int(re.search(r"VmHWM:\s+(\d+) kB", f.read())[1]) * 1024
+        return int(re.search(r"VmHWM:\s+(\d+) kB", pathlib.Path(f"/proc/{self.process.pid}/status").read_text())[1]) * 1024
 
     def size(self):
         """ledger_size as this node's health tells it, or None."""
         reply = self.get("/health", timeout=2)
-        return reply.json().get("ledger_size") if reply.status in (200, 503) else None
+        return reply.json().get("ledger_size") if reply.status else None
 
 
 
@@ -320,8 +323,8 @@ class Cluster:
     def stop(self):
         """SIGTERM to all at once; the exit statuses."""
         for node in self.running():
-            node.process.send_signal(signal.SIGTERM)
-        return [node.wait_exit(40) for node in self.nodes if node.process]
+            node.process.terminate()
+        return [node.wait_exit(40) for node in self.nodes]
 
     def kill(self, nodes=None):
         """kill -9 of several nodes as near to one moment as it gets."""
@@ -341,9 +344,8 @@ class Cluster:
         print(f"\n==== data kept in {self.folder}", file=sys.stderr)
         for node in self.nodes:
             if os.path.exists(node.log):
-                with open(node.log, errors="replace") as f:
-                    tail = f.readlines()[-25:]
-                print(f"---- node {node.number} {node.log}\n{''.join(tail)}", file=sys.stderr)
+                tail = "\n".join(pathlib.Path(node.log).read_text(errors="replace").splitlines()[-12:])
+                print(f"---- node {node.number} {node.log}\n{tail}", file=sys.stderr)
 
 
 class Scenario(unittest.TestCase):
@@ -353,7 +355,7 @@ class Scenario(unittest.TestCase):
 
     def run(self, result=None):
         self.clusters = []
-        result = result if result is not None else self.defaultTestResult()
+        result = result or self.defaultTestResult()
         before = len(result.failures) + len(result.errors)
         super().run(result)
         for cluster in self.clusters:
@@ -385,8 +387,7 @@ class Scenario(unittest.TestCase):
         quiet = re.compile(r'level=(DEBUG|INFO|WARN)|"level":"(DEBUG|INFO|WARN)"|\[(DEBUG|INFO|WARN)\]')
         loud = [line for line in text.splitlines() if line.strip() and not quiet.search(line)]
         self.assertEqual(len(loud), 1, f"want one clear line, got:\n{text}")
-        if words:
-            self.assertRegex(loud[0].lower(), "|".join(words))
+        self.assertRegex(loud[0].lower(), "|".join(words))
         return loud[0]
 
 

@@ -23,8 +23,8 @@ class Batch(Scenario):
         self.assertEqual(status, 200)
         self.assertEqual(len(answers), LINES)
         self.assertEqual([a.get("key") for a in answers], [f"batch/{i:06d}" for i in range(LINES)], "answers in order")
-        seqs = [a["seq"] for a in answers]
-        self.assertEqual(seqs, sorted(seqs), "lines of one stream are applied in order")
+        early = [i for i in range(1, LINES) if answers[i]["seq"] < answers[i - 1]["seq"]]
+        self.assertEqual(early[:10], [], "lines that were applied before the line above them")
         for i in range(0, LINES, LINES // 50):
             self.assertEqual(c.nodes[i % 3].get(raw_path(f"batch/{i:06d}")).body, f"value {i}".encode())
         self.assertEqual(len(check(self, c)), LINES)
