@@ -18,10 +18,10 @@ func (h hash) String() string { return hex.EncodeToString(h[:]) }
 func parseHash(s string) (hash, error) {
 	var h hash
 	b, err := hex.DecodeString(s)
-	if err != nil || len(b) != len(h) {
-		return h, fmt.Errorf("hash %q: want %d hex digits", s, 2*len(h))
-	}
 	copy(h[:], b)
+	if err != nil || h.String() != s {
+		return hash{}, fmt.Errorf("hash %q: want %d lower-case hex digits", s, 2*len(h))
+	}
 	return h, nil
 }
 

@@ -33,7 +33,7 @@ import (
 // parser that accepts bytes and encodes them again gets the same bytes.
 //
 // leaf hash = SHA-256(0x00 ‖ canonical header), RFC 6962 §2.1. The value
-// is bound by its SHA-256; a header is at most 1,867 bytes, so that
+// is bound by its SHA-256; a header is at most 1,868 bytes, so that
 // it fits a C2SP tlog-tiles entry bundle (uint16 lengths).
 
 // opKind says what an entry does to its key. Part of the file format.
@@ -96,6 +96,10 @@ func (h *header) validate() error {
 		return fmt.Errorf("entry header: version is %d but prev is %d", h.version, int64(h.prev))
 	case h.prev != noSeq && h.prev >= h.seq:
 		return fmt.Errorf("entry header: prev is %d, not before seq %d", h.prev, h.seq)
+	case h.prev != noSeq && h.version-2 > h.prev:
+		return fmt.Errorf("entry header: version is %d, more than fit before seq %d", h.version, h.seq)
+	case h.time < 0:
+		return fmt.Errorf("entry header: time is %d", h.time)
 	case h.op == opDelete && (h.size != 0 || h.sum != emptyRoot):
 		return fmt.Errorf("entry header: a tombstone has a value of %d bytes", h.size)
 	}

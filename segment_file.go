@@ -304,8 +304,8 @@ func (s *segmentFile) readEnds() error {
 	if s.segmentFooter, err = parseSegmentFooter(b[:], s.size); err != nil {
 		return err
 	}
-	if s.count != count {
-		return fmt.Errorf("%w: segment header counts %d entries, footer %d", errCorrupt, count, s.count)
+	if s.count != count || s.first+count < s.first {
+		return fmt.Errorf("%w: segment header counts %d entries from %d, footer %d", errCorrupt, count, s.first, s.count)
 	}
 	return nil
 }

@@ -1,0 +1,172 @@
+#!/usr/bin/env python3
+"""Writes the golden files of this directory from the format comments alone.
+
+    python3 testdata/formats.py
+
+A second implementation of the writers: it shares nothing with the Go code but
+the comments at the heads of segment.go, segment_file.go, manifest.go,
+store_ledger.go, fsm_command.go, fsm_window.go and fsm_snapshot.go. The Go tests
+build the same values and want the same bytes. Never change what a golden file
+holds: a later version must still read it; add a file for a new format.
+"""
+import hashlib
+import os
+import struct
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+NONE = 2**64 - 1  # no seq
+CLUSTER = bytes(range(16))
+
+
+def write(name, data):
+    with open(os.path.join(HERE, name), "wb") as f:
+        f.write(data)
+
+
+def crc32c(data):
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    return struct.pack(">I", crc ^ 0xFFFFFFFF)
+
+
+def sha(data):
+    return hashlib.sha256(data).digest()
+
+
+def root(leaves):  # RFC 6962, from leaf hashes
+    if not leaves:
+        return sha(b"")
+    if len(leaves) == 1:
+        return leaves[0]
+    k = 1
+    while 2 * k < len(leaves):
+        k *= 2
+    return sha(b"\1" + root(leaves[:k]) + root(leaves[k:]))
+
+
+def label(text):
+    data = text.encode()
+    return bytes([len(data)]) + data
+
+
+def header(op, seq, version, prev, time, value, key, content_type="", author="", region=""):
+    return (struct.pack(">BBQQQQQ", 1, op, seq, version, prev, time, len(value)) + sha(value)
+            + struct.pack(">H", len(key)) + key + label(content_type) + label(author) + label(region))
+
+
+# The entries of segment-1.seg: seqs from 1000, so that the files before it are not needed.
+LONG = "\u00e9" * 127 + "x"  # 255 bytes
+BIG = bytes(i * i % 251 for i in range(70_000))
+ENTRIES = [
+    # op, seq, version, prev, time, value, key, labels
+    (1, 1000, 1, NONE, 1700000000000, b"value", b"a", "text/plain", "ada", "eu-1"),
+    (1, 1001, 1, NONE, 1700000000000, b"", b"\0", "", "", ""),
+    (1, 1002, 7, 41, 1700000000001, b"\xff" * 300, b"k" * 1024, LONG, LONG, LONG),
+    (2, 1003, 2, 1000, 1700000000002, b"", b"a", "", "eve", ""),
+    (1, 1004, 1, NONE, 1700000000002, BIG, b"dir/big", "application/octet-stream", "", ""),
+    (1, 1005, 3, 1003, 1700000000003, b"again", b"a", "", "", ""),
+]
+
+
+def segment():
+    sealed = 1700000000009
+    head = b"SCRSEGMT" + struct.pack(">II", 1, 0) + CLUSTER + struct.pack(">QQQI", 1000, len(ENTRIES), sealed, 0)
+    out = head + crc32c(head)
+    places = []
+    for e in ENTRIES:
+        places.append(len(out))
+        out += e[5]
+    records_at = len(out)
+    offsets, leaves = [], []
+    for e, place in zip(ENTRIES, places):
+        raw = header(*e)
+        leaves.append(sha(b"\0" + raw))
+        offsets.append(len(out) - records_at)
+        body = struct.pack(">Q", place) + crc32c(e[5]) + struct.pack(">H", len(raw)) + raw
+        out += crc32c(body) + body
+    directory_at = len(out)
+    directory = b"".join(struct.pack(">I", o) for o in offsets)
+    foot = struct.pack(">QQQ", records_at, directory_at, len(ENTRIES)) + root(leaves) + crc32c(directory) + bytes(12)
+    return out + directory + foot + crc32c(foot) + b"SEND"
+
+
+def operation(kind, key, value=b"", labels=("", "", ""), absent=False, seq=None, digest=None):
+    flags = absent * 1 + (seq is not None) * 2 + (digest is not None) * 4
+    out = struct.pack(">BBH", kind, flags, len(key)) + key + b"".join(label(s) for s in labels)
+    if seq is not None:
+        out += struct.pack(">Q", seq)
+    return out + (digest or b"") + struct.pack(">I", len(value)) + value
+
+
+def request(ops, atomic=False, idempotency_key=""):
+    return bytes([atomic]) + label(idempotency_key) + struct.pack(">I", len(ops)) + b"".join(ops)
+
+
+def pack():
+    return struct.pack(">BQ", 1, 1700000000000) + b"".join([
+        request([operation(1, b"a", b"value", ("text/plain", "ada", "eu-1"))]),
+        request([operation(1, b"b", b"x", absent=True, digest=sha(b"x"))], idempotency_key="i" * 64),
+        request([operation(1, b"b", b"y", seq=1), operation(2, b"a", seq=0), operation(1, b"\xff" * 1024)],
+                atomic=True, idempotency_key="batch"),
+        request([operation(2, b"none")], idempotency_key="gone"),
+    ])
+
+
+def results():
+    first = header(1, 0, 1, NONE, 1700000000000, b"value", b"a", "text/plain", "ada", "eu-1")
+    second = header(2, 3, 2, 0, 1700000000000, b"", b"a")
+    return b"".join([
+        struct.pack(">BIQI", 1, 0, NONE, 2) + b"".join(struct.pack(">H", len(h)) + h for h in (first, second)),
+        struct.pack(">BIQI", 2, 7, 5, 0),
+        struct.pack(">BIQI", 3, 0, NONE, 0),
+        struct.pack(">BIQI", 4, 1, 5, 0),
+    ])
+
+
+def segment_info(first, count, size, time, number, obj):
+    return (struct.pack(">QQQQ", first, count, size, time) + bytes([number]) * 32 + bytes([number + 1]) * 32
+            + struct.pack(">H", len(obj)) + obj.encode())
+
+
+def remembered(key, outcome, failed, current, first, count):
+    return label(key) + struct.pack(">BIQQI", outcome, failed, current, first, count)
+
+
+def window():
+    """Chunks 3 (full) and 4: requests 12288 to 16385."""
+    full = b"".join(remembered("key-%d" % i, 1, 0, NONE, i, 1) for i in range(12288, 16384))
+    return [(3, full), (4, remembered("w", 2, 9, 77, 0, 0) + remembered("x" * 64, 1, 0, NONE, 90, 10))]
+
+
+def checkpoint():
+    config = b"\x81raft configuration"
+    return struct.pack(">QQQQQQQQQI", 900, 7, 3, 150, 1700000000009, 2, 1, 3, 16386, len(config)) + config
+
+
+def snapshot():
+    body = b"SCRSNAP1" + CLUSTER + checkpoint() + struct.pack(">I", 2)
+    body += segment_info(0, 100, 5000, 1700000000005, 0x11, "ab/cd.gz") + segment_info(100, 50, 2500, 1700000000009, 0x33, "")
+    chunks = window()[1:]  # the full chunk would make the file large
+    body = body.replace(struct.pack(">QQ", 3, 16386), struct.pack(">QQ", 4, 16386))
+    body += struct.pack(">I", len(chunks))
+    for number, data in chunks:
+        body += struct.pack(">QI", number, len(data)) + data
+    return body + sha(body)
+
+
+def run_info():
+    return struct.pack(">QQQQQ", 2, 1000, 1199, 63, 12345) + bytes([0x55]) * 32
+
+
+if __name__ == "__main__":
+    write("segment-1.seg", segment())
+    write("pack-1.bin", pack())
+    write("results-1.bin", results())
+    write("snapshot-1.bin", snapshot())
+    write("checkpoint-1.bin", checkpoint())
+    write("segment-info-1.bin", segment_info(2**40, 100, 5000, 1700000000005, 0x11, "ab/cd.gz"))
+    write("run-info-1.bin", run_info())
+    write("window-1.bin", window()[1][1])
