@@ -95,6 +95,7 @@ type nodeOptions struct {
 	// For tests: how connections are made, and what breaks on disk.
 	dial        func(ctx context.Context, addr string) (net.Conn, error)
 	storeFault  func(step string) error
+	logDisk     logDisk
 	logFileSize int64
 }
 
@@ -188,6 +189,7 @@ func (n *node) openDisk() (err error) {
 		gapAllowed: func(first uint64) bool { return n.store.durable.Load().at.index+1 >= first },
 		fatal:      n.fail,
 		logger:     n.o.logger,
+		disk:       n.o.logDisk,
 	})
 	if err != nil {
 		return err
