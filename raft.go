@@ -257,7 +257,7 @@ func (n *node) startRaft() error {
 		if err := n.bootstrap(conf, snaps); err != nil {
 			return err
 		}
-	} else if empty, err := n.isEmpty(); err != nil || empty {
+	} else if has, err := n.hasTerm(); err != nil || !has {
 		return errors.Join(err, fmt.Errorf("%s: the Raft log and its state are gone, a node must not vote without them: move the directory away and let the node join again", n.o.dataDir))
 	}
 	notify := make(chan bool, 16)
@@ -278,11 +278,16 @@ func (n *node) startRaft() error {
 	return nil
 }
 
-// isEmpty tells whether there is no trace of Raft on this disk.
-func (n *node) isEmpty() (bool, error) {
-	has, err := raft.HasExistingState(n.log, n.stable, &snapshotStore{n: n})
-	return !has, err
+// hasTerm tells whether Raft has ever had a term on this disk. Every node that
+// was in touch with another, or led, has one; D does not count, for it stays
+// when the directory of the log is lost.
+func (n *node) hasTerm() (bool, error) {
+	term, err := n.stable.GetUint64(termKey)
+	return term > 0, err
 }
+
+// termKey is where Raft keeps its term.
+var termKey = []byte("CurrentTerm")
 
 // raftConfig returns Raft's configuration. Raft itself never takes snapshots and
 // never shortens the log; this program does (store_seal.go).

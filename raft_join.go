@@ -247,6 +247,12 @@ func (n *node) bootstrap(conf *raft.Config, snaps raft.SnapshotStore) error {
 			}
 			first.Servers = append(first.Servers, s)
 		}
+		// BootstrapCluster writes a term, then the entry, and refuses to go on after a crash between the two.
+		if last, err := n.log.LastIndex(); err != nil || last == 0 {
+			if err = errors.Join(err, n.stable.SetUint64(termKey, 0)); err != nil {
+				return err
+			}
+		}
 		err := raft.BootstrapCluster(conf, n.log, n.stable, snaps, n.transport, first)
 		if err != nil && !errors.Is(err, raft.ErrCantBootstrap) {
 			return err
@@ -260,7 +266,7 @@ func (n *node) markStarted() error {
 	if n.self.Load().Started {
 		return nil
 	}
-	if empty, err := n.isEmpty(); err != nil || empty {
+	if has, err := n.hasTerm(); err != nil || !has {
 		return err
 	}
 	return n.become(func(f *nodeFile) { f.Started = true })
