@@ -98,6 +98,7 @@ type nodeOptions struct {
 	// For tests: how connections are made, and what breaks on disk.
 	dial        func(ctx context.Context, addr string) (net.Conn, error)
 	storeFault  func(step string) error
+	logDisk     logDisk
 	logFileSize int64
 }
 
@@ -193,6 +194,7 @@ func (n *node) openDisk() (err error) {
 		gapAllowed: func(first uint64) bool { return n.store.durable.Load().at.index+1 >= first },
 		fatal:      n.fail,
 		logger:     n.o.logger,
+		disk:       n.o.logDisk,
 	})
 	if err != nil {
 		return err
@@ -260,7 +262,7 @@ func (n *node) startRaft() error {
 		if err := n.bootstrap(conf, snaps); err != nil {
 			return err
 		}
-	} else if empty, err := n.isEmpty(); err != nil || empty {
+	} else if has, err := n.hasTerm(); err != nil || !has {
 		return errors.Join(err, fmt.Errorf("%s: the Raft log and its state are gone, a node must not vote without them: move the directory away and let the node join again", n.o.dataDir))
 	}
 	notify := make(chan bool, 16)
@@ -281,11 +283,16 @@ func (n *node) startRaft() error {
 	return nil
 }
 
-// isEmpty tells whether there is no trace of Raft on this disk.
-func (n *node) isEmpty() (bool, error) {
-	has, err := raft.HasExistingState(n.log, n.stable, &snapshotStore{n: n})
-	return !has, err
+// hasTerm tells whether Raft has ever had a term on this disk. Every node that
+// was in touch with another, or led, has one; D does not count, for it stays
+// when the directory of the log is lost.
+func (n *node) hasTerm() (bool, error) {
+	term, err := n.stable.GetUint64(termKey)
+	return term > 0, err
 }
+
+// termKey is where Raft keeps its term.
+var termKey = []byte("CurrentTerm")
 
 // raftConfig returns Raft's configuration. Raft itself never takes snapshots and
 // never shortens the log; this program does (store_seal.go).

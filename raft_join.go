@@ -248,6 +248,12 @@ func (n *node) bootstrap(conf *raft.Config, snaps raft.SnapshotStore) error {
 			}
 			first.Servers = append(first.Servers, s)
 		}
+		// BootstrapCluster writes a term, then the entry, and refuses to go on after a crash between the two.
+		if last, err := n.log.LastIndex(); err != nil || last == 0 {
+			if err = errors.Join(err, n.stable.SetUint64(termKey, 0)); err != nil {
+				return err
+			}
+		}
 		err := raft.BootstrapCluster(conf, n.log, n.stable, snaps, n.transport, first)
 		if err != nil && !errors.Is(err, raft.ErrCantBootstrap) {
 			return err
@@ -261,7 +267,7 @@ func (n *node) markStarted() error {
 	if n.self.Load().Started {
 		return nil
 	}
-	if empty, err := n.isEmpty(); err != nil || empty {
+	if has, err := n.hasTerm(); err != nil || !has {
 		return err
 	}
 	return n.become(func(f *nodeFile) { f.Started = true })
@@ -329,15 +335,13 @@ func (n *node) admit(ask *joinRequest) error {
 	r := n.raft.Load()
 	for _, s := range n.servers() {
 		node, _, err := parseServerID(s.ID)
-		switch {
-		case err != nil || s.ID == id && string(s.Address) == ask.Raft:
+		if err != nil || node != ask.ID {
 			continue
-		case node == ask.ID && s.ID != id, node == ask.ID && string(s.Address) != ask.Raft:
-			if p, ok := n.peers.get(s.ID); ok && p.state(n.o.now()) == stateAlive && string(s.Address) != ask.Raft {
-				return fmt.Errorf("node %d is alive at %s", ask.ID, s.Address)
-			}
 		}
-		if node == ask.ID && s.ID != id {
+		if n.livesElsewhere(s, ask.Raft) {
+			return fmt.Errorf("node %d is alive at %s", ask.ID, s.Address)
+		}
+		if s.ID != id {
 			n.o.logger.Info("retiring a former incarnation", "server", s.ID)
 			if err := r.RemoveServer(s.ID, 0, 5*time.Second).Error(); err != nil {
 				return err
@@ -352,6 +356,20 @@ func (n *node) admit(ask *joinRequest) error {
 	return r.AddNonvoter(id, raft.ServerAddress(ask.Raft), 0, 5*time.Second).Error()
 }
 
+// livesElsewhere tells whether a server is this node, or answers at another
+// address than addr.
+func (n *node) livesElsewhere(s raft.Server, addr string) bool {
+	if s.ID == serverID(n.identity()) {
+		return true
+	}
+	if string(s.Address) == addr {
+		return false
+	}
+	n.greet(s) // a new leader may not have heard it yet
+	p, ok := n.peers.get(s.ID)
+	return ok && p.state(n.o.now()) == stateAlive
+}
+
 // promote makes voters of newcomers that have caught up; on the leader only.
 func (n *node) promote() {
 	r := n.raft.Load()
@@ -360,7 +378,7 @@ func (n *node) promote() {
 	}
 	for _, s := range n.servers() {
 		p, ok := n.peers.get(s.ID)
-		if s.Suffrage == raft.Voter || !ok || p.state(n.o.now()) != stateAlive || p.Index+promoteLag < r.AppliedIndex() {
+		if s.Suffrage == raft.Voter || !ok || p.state(n.o.now()) != stateAlive || p.ClusterID == "" || p.Index+promoteLag < r.AppliedIndex() {
 			continue
 		}
 		if err := r.AddVoter(s.ID, s.Address, 0, 5*time.Second).Error(); err != nil {

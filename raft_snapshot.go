@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -164,7 +165,7 @@ func (f *segmentFetcher) run() {
 // fetchOne gets one segment from the first server that has it.
 func (f *segmentFetcher) fetchOne(info segmentInfo) (fetchedSegment, error) {
 	err := errors.New("no other node to fetch from")
-	for _, s := range f.n.others() {
+	for _, s := range f.sources() {
 		g, ferr := f.n.store.fetchSegment(info, func(w io.Writer) error {
 			return f.n.pullSegment(string(s.Address), info.id(), w)
 		})
@@ -175,6 +176,18 @@ func (f *segmentFetcher) fetchOne(info segmentInfo) (fetchedSegment, error) {
 		err = errors.Join(err, ferr)
 	}
 	return fetchedSegment{}, err
+}
+
+// sources returns the servers to fetch from. A newcomer's Raft has no
+// configuration before its first snapshot is installed; it knows the leader
+// that sends it.
+func (f *segmentFetcher) sources() []raft.Server {
+	all := f.n.others()
+	addr, id := f.n.leaderServer()
+	if id != "" && id != serverID(f.n.identity()) && !slices.ContainsFunc(all, func(s raft.Server) bool { return s.ID == id }) {
+		all = append(all, raft.Server{ID: id, Address: addr})
+	}
+	return all
 }
 
 // pullSegment copies a segment file from another node to w.
