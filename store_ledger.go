@@ -100,6 +100,9 @@ func parseRunInfo(b []byte) (runInfo, error) {
 	r.keys = binary.BigEndian.Uint64(b[24:])
 	r.size = int64(binary.BigEndian.Uint64(b[32:]))
 	copy(r.sum[:], b[40:])
+	if r.level < 0 || r.last < r.first || r.keys == 0 || r.keys > r.entries() || r.size <= 0 {
+		return r, fmt.Errorf("%w: run %s has %d keys in %d bytes", errCorrupt, r.name(), r.keys, r.size)
+	}
 	return r, nil
 }
 
