@@ -61,7 +61,7 @@ var errUploadLost = errors.New("upload was dropped before its last part")
 // newFSM returns the FSM that goes on from the store's durable checkpoint.
 func newFSM(s *store, uploadLimit uint32, fail func(error)) (*fsm, error) {
 	state := s.durable.Load()
-	w, err := newWindow(state.window)
+	w, err := newWindow(state.window, &state.at)
 	if err != nil {
 		return nil, err
 	}
@@ -217,6 +217,7 @@ func (f *fsm) applySeal(c *cursor, l *raft.Log) error {
 		configIndex:   f.configIndex,
 		time:          f.time,
 		windowOldest:  f.window.oldest,
+		windowNext:    f.window.next,
 	}, changed)
 }
 

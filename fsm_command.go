@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"unicode/utf8"
 )
 
 // This file owns the format of a Raft log entry's data, a command. All
@@ -263,7 +264,9 @@ func parseOperation(c *cursor) (operation, error) {
 	case c.short:
 		return op, fmt.Errorf("%w: operation is cut short", errCorrupt)
 	case op.kind != opPut && op.kind != opDelete, flags&^(flagIfAbsent|flagIfSeq|flagDigest) != 0,
-		len(op.key) == 0, len(op.key) > maxKeySize, op.kind == opDelete && len(op.value) > 0:
+		flags&flagIfSeq != 0 && op.ifSeq == noSeq,
+		len(op.key) == 0, len(op.key) > maxKeySize, op.kind == opDelete && len(op.value) > 0,
+		!utf8.ValidString(op.contentType), !utf8.ValidString(op.author), !utf8.ValidString(op.region):
 		return op, fmt.Errorf("%w: operation of kind %d with flags %d, key of %d and value of %d bytes", errCorrupt, op.kind, flags, len(op.key), len(op.value))
 	}
 	return op, nil
@@ -321,8 +324,8 @@ func parseResult(c *cursor) (result, error) {
 	for i := range r.headers {
 		r.headers[i] = c.take(int(c.uint16()))
 	}
-	if c.short || r.outcome < outcomeApplied || r.outcome > outcomeDigestMismatch {
-		return r, fmt.Errorf("%w: result with outcome %d is cut short", errCorrupt, r.outcome)
+	if c.short || r.outcome < outcomeApplied || r.outcome > outcomeDigestMismatch || n > 0 && r.outcome != outcomeApplied {
+		return r, fmt.Errorf("%w: result with outcome %d and %d entries, or cut short", errCorrupt, r.outcome, n)
 	}
 	return r, nil
 }

@@ -156,7 +156,7 @@ func (f *fsm) agrees(snap *snapshot) error {
 // install moves this node to the checkpoint of snap, all of whose segments are
 // on its disk.
 func (f *fsm) install(snap *snapshot, fetched []fetchedSegment) error {
-	w, err := newWindow(snap.window)
+	w, err := newWindow(snap.window, &snap.at)
 	if err != nil {
 		return err
 	}

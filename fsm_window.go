@@ -44,23 +44,26 @@ type remembered struct {
 	count   uint32 // entries it appended
 }
 
-// newWindow returns the window that the chunks of a D describe.
-func newWindow(chunks []chunk) (*window, error) {
+// newWindow returns the window of the checkpoint at, which the chunks describe.
+func newWindow(chunks []chunk, at *checkpoint) (*window, error) {
 	w := &window{chunks: make(map[uint64][]remembered), byKey: make(map[string]uint64)}
-	for i, c := range chunks {
-		if i == 0 {
-			w.oldest = c.number
-		} else if c.number != chunks[i-1].number+1 || w.next != c.number*windowChunk {
+	w.oldest = min(at.windowOldest, at.windowNext/windowChunk)
+	w.next = w.oldest * windowChunk
+	for _, c := range chunks {
+		if c.number != w.next/windowChunk || w.next%windowChunk != 0 {
 			return nil, fmt.Errorf("%w: idempotency window has a gap before chunk %d", errCorrupt, c.number)
 		}
-		w.next = c.number * windowChunk
 		for cur := (cursor{b: c.data}); len(cur.b) > 0; {
-			r := parseRemembered(&cur)
-			if cur.short {
-				return nil, fmt.Errorf("%w: chunk %d of the idempotency window is cut short", errCorrupt, c.number)
+			r, err := parseRemembered(&cur)
+			if err != nil {
+				return nil, fmt.Errorf("chunk %d of the idempotency window: %w", c.number, err)
 			}
 			w.add(r)
 		}
+	}
+	if w.oldest != at.windowOldest || w.next != at.windowNext {
+		return nil, fmt.Errorf("%w: idempotency window has requests %d to %d, the checkpoint says chunk %d to request %d",
+			errCorrupt, w.oldest*windowChunk, w.next, at.windowOldest, at.windowNext)
 	}
 	w.saved = w.next
 	return w, nil
@@ -126,8 +129,8 @@ func appendRemembered(b []byte, r *remembered) []byte {
 }
 
 // parseRemembered reads one remembered request off c.
-func parseRemembered(c *cursor) remembered {
-	return remembered{
+func parseRemembered(c *cursor) (remembered, error) {
+	r := remembered{
 		key:     string(c.take(int(c.uint8()))),
 		outcome: outcome(c.uint8()),
 		failed:  c.uint32(),
@@ -135,4 +138,8 @@ func parseRemembered(c *cursor) remembered {
 		first:   c.uint64(),
 		count:   c.uint32(),
 	}
+	if c.short || len(r.key) == 0 || len(r.key) > maxIdempotencyKey || r.outcome < outcomeApplied || r.outcome > outcomeDigestMismatch {
+		return r, fmt.Errorf("%w: remembered request with a key of %d bytes and outcome %d", errCorrupt, len(r.key), r.outcome)
+	}
+	return r, nil
 }

@@ -143,12 +143,12 @@ func (m *manifest) withConfirmed(leader segmentInfo) (next *manifest, changed bo
 	}
 	own := m.segments[m.confirmed]
 	if own.count != leader.count || own.root != leader.root || own.time != leader.time {
-		return nil, false, fmt.Errorf("%w: entries %d to %d: root here is %s over %d entries, the leader's is %s over %d",
-			errDiverged, own.first, own.end()-1, own.root, own.count, leader.root, leader.count)
+		return nil, false, fmt.Errorf("%w: entries %d to %d: root here is %s over %d entries sealed at %d, the leader's is %s over %d sealed at %d",
+			errDiverged, own.first, own.end()-1, own.root, own.count, own.time, leader.root, leader.count, leader.time)
 	}
 	if own.size != 0 && (own.size != leader.size || own.sum != leader.sum) {
-		return nil, false, fmt.Errorf("%w: segment %s: SHA-256 of the file here is %s, the leader's is %s",
-			errDiverged, own.id(), own.sum, leader.sum)
+		return nil, false, fmt.Errorf("%w: segment %s: this node's file is %d bytes with SHA-256 %s, the leader's %d bytes with %s",
+			errDiverged, own.id(), own.size, own.sum, leader.size, leader.sum)
 	}
 	segments := slices.Clone(m.segments)
 	segments[m.confirmed] = leader

@@ -209,13 +209,14 @@ func (s *store) step(name string, do func() error) error {
 }
 
 // writeDurably makes the file path with what fill writes. On return the file
-// and its name are on disk; a crash before leaves a .tmp file or nothing.
+// and its name are on disk; a crash before leaves a .tmp file or nothing. A
+// segment may be written twice at once, when it is sealed here and fetched.
 func writeDurably(path string, fill func(io.Writer) error) error {
-	tmp := path + tmpSuffix
-	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*"+tmpSuffix)
 	if err != nil {
 		return err
 	}
+	tmp := f.Name()
 	err = fill(f)
 	if err == nil {
 		err = f.Sync()
@@ -251,7 +252,7 @@ func removeTmp(dir string) error {
 	}
 	for _, n := range names {
 		if strings.HasSuffix(n.Name(), tmpSuffix) {
-			if err := os.Remove(filepath.Join(dir, n.Name())); err != nil {
+			if err := os.RemoveAll(filepath.Join(dir, n.Name())); err != nil { // a rebuild of a run leaves a directory
 				return err
 			}
 		}
@@ -289,6 +290,13 @@ func (c *fileCache) put(first uint64, f *segmentFile) {
 		c.files = make(map[uint64]*segmentFile)
 	}
 	c.files[first] = f
+}
+
+// drop forgets the file of the segment that starts at first.
+func (c *fileCache) drop(first uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.files, first)
 }
 
 // appendCRC appends the CRC32C of b to it.

@@ -41,6 +41,7 @@ func (s *store) fetchSegment(info segmentInfo, body func(io.Writer) error) (fetc
 	if err != nil {
 		if errors.Is(err, errCorrupt) { // a bad copy that nothing names yet: get another one
 			os.Remove(path)
+			s.files.drop(info.first)
 		}
 		return fetchedSegment{}, err
 	}

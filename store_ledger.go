@@ -50,13 +50,14 @@ type checkpoint struct {
 	version       uint64 // manifest version
 	confirmed     uint64 // confirmed segments
 	windowOldest  uint64 // oldest chunk of the idempotency window still in use
+	windowNext    uint64 // number of the next request the window will remember
 }
 
-// append appends the encoding of c: eight uint64 in the order index, term,
-// configIndex, size, time, version, confirmed, windowOldest, then a uint32
-// length and the configuration.
+// append appends the encoding of c: nine uint64 in the order index, term,
+// configIndex, size, time, version, confirmed, windowOldest, windowNext, then a
+// uint32 length and the configuration.
 func (c *checkpoint) append(b []byte) []byte {
-	for _, v := range []uint64{c.index, c.term, c.configIndex, c.size, uint64(c.time), c.version, c.confirmed, c.windowOldest} {
+	for _, v := range []uint64{c.index, c.term, c.configIndex, c.size, uint64(c.time), c.version, c.confirmed, c.windowOldest, c.windowNext} {
 		b = binary.BigEndian.AppendUint64(b, v)
 	}
 	b = binary.BigEndian.AppendUint32(b, uint32(len(c.configuration)))
@@ -66,16 +67,16 @@ func (c *checkpoint) append(b []byte) []byte {
 // parseCheckpoint reads one encoded checkpoint and returns what follows it.
 func parseCheckpoint(b []byte) (checkpoint, []byte, error) {
 	var c checkpoint
-	if len(b) < 68 || uint64(binary.BigEndian.Uint32(b[64:])) > uint64(len(b)-68) {
+	if len(b) < 76 || uint64(binary.BigEndian.Uint32(b[72:])) > uint64(len(b)-76) {
 		return c, nil, fmt.Errorf("%w: checkpoint is cut short at %d bytes", errCorrupt, len(b))
 	}
 	var t uint64
-	for i, v := range []*uint64{&c.index, &c.term, &c.configIndex, &c.size, &t, &c.version, &c.confirmed, &c.windowOldest} {
+	for i, v := range []*uint64{&c.index, &c.term, &c.configIndex, &c.size, &t, &c.version, &c.confirmed, &c.windowOldest, &c.windowNext} {
 		*v = binary.BigEndian.Uint64(b[8*i:])
 	}
 	c.time = int64(t)
-	n := 68 + int(binary.BigEndian.Uint32(b[64:]))
-	c.configuration = slices.Clone(b[68:n])
+	n := 76 + int(binary.BigEndian.Uint32(b[72:]))
+	c.configuration = slices.Clone(b[76:n])
 	return c, b[n:], nil
 }
 
@@ -99,6 +100,9 @@ func parseRunInfo(b []byte) (runInfo, error) {
 	r.keys = binary.BigEndian.Uint64(b[24:])
 	r.size = int64(binary.BigEndian.Uint64(b[32:]))
 	copy(r.sum[:], b[40:])
+	if r.level < 0 || r.last < r.first || r.keys == 0 || r.keys > r.entries() || r.size <= 0 {
+		return r, fmt.Errorf("%w: run %s has %d keys in %d bytes", errCorrupt, r.name(), r.keys, r.size)
+	}
 	return r, nil
 }
 

@@ -349,7 +349,7 @@ type runWriter struct {
 // createRun opens info's temporary file and writes the header. A crash from
 // here to the rename leaves a file that ends in .tmp, which openIndex removes.
 func createRun(dir string, info runInfo) (*runWriter, error) {
-	f, err := os.OpenFile(filepath.Join(dir, info.name()+tmpSuffix), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o644)
+	f, err := os.CreateTemp(dir, info.name()+".*"+tmpSuffix) // a run may be written twice at once: sealed and fetched
 	if err != nil {
 		return nil, fmt.Errorf("writing index run: %w", err)
 	}
