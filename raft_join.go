@@ -376,9 +376,14 @@ func (n *node) promote() {
 	if r == nil || r.State() != raft.Leader {
 		return
 	}
+	first, err := n.log.FirstIndex()
+	if err != nil {
+		return
+	}
+	need := max(first, 1+r.AppliedIndex()-min(promoteLag, r.AppliedIndex())) // what the newcomer has and what the log has must meet
 	for _, s := range n.servers() {
 		p, ok := n.peers.get(s.ID)
-		if s.Suffrage == raft.Voter || !ok || p.state(n.o.now()) != stateAlive || p.ClusterID == "" || p.Index+promoteLag < r.AppliedIndex() {
+		if s.Suffrage == raft.Voter || !ok || p.state(n.o.now()) != stateAlive || p.ClusterID == "" || p.Index+1 < need {
 			continue
 		}
 		if err := r.AddVoter(s.ID, s.Address, 0, 5*time.Second).Error(); err != nil {

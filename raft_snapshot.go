@@ -101,6 +101,7 @@ type segmentFetcher struct {
 	mu      sync.Mutex
 	running bool
 	want    []segmentInfo
+	named   []raft.Server             // who the snapshot says are there
 	got     map[uint64]fetchedSegment // by first seq
 }
 
@@ -110,7 +111,10 @@ func (f *segmentFetcher) fetch(snap *snapshot) ([]fetchedSegment, error) {
 	from := f.n.store.durable.Load().at.size
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.want = f.want[:0]
+	f.want, f.named = f.want[:0], nil
+	if len(snap.at.configuration) > 0 {
+		f.named = raft.DecodeConfiguration(snap.at.configuration).Servers
+	}
 	var have []fetchedSegment
 	for _, info := range snap.segments {
 		if info.first < from {
@@ -179,15 +183,22 @@ func (f *segmentFetcher) fetchOne(info segmentInfo) (fetchedSegment, error) {
 }
 
 // sources returns the servers to fetch from. A newcomer's Raft has no
-// configuration before its first snapshot is installed; it knows the leader
-// that sends it.
+// configuration before its first snapshot is installed, but that names one, and
+// whoever sends it is the leader.
 func (f *segmentFetcher) sources() []raft.Server {
-	all := f.n.others()
-	addr, id := f.n.leaderServer()
-	if id != "" && id != serverID(f.n.identity()) && !slices.ContainsFunc(all, func(s raft.Server) bool { return s.ID == id }) {
+	f.mu.Lock()
+	all := append(f.n.others(), f.named...)
+	f.mu.Unlock()
+	if addr, id := f.n.leaderServer(); addr != "" {
 		all = append(all, raft.Server{ID: id, Address: addr})
 	}
-	return all
+	own := serverID(f.n.identity())
+	seen := make(map[raft.ServerID]bool)
+	return slices.DeleteFunc(all, func(s raft.Server) bool {
+		known := s.ID == own || seen[s.ID]
+		seen[s.ID] = true
+		return known
+	})
 }
 
 // pullSegment copies a segment file from another node to w.
