@@ -78,7 +78,7 @@ func TestF2NonvoterDoesNotConfirm(t *testing.T) {
 		c.links.set(i, lead, linkSilent)
 		c.links.set(lead, i, linkSilent)
 	}
-	if term := n.askTerm(context.Background(), c.nodes[3].o.raftAddr); term != n.raft.Load().CurrentTerm() {
+	if term := n.voterTerm(context.Background(), c.nodes[3].o.raftAddr); term != n.raft.Load().CurrentTerm() {
 		t.Fatalf("the non-voter is in term %d", term)
 	}
 	if err := n.confirmTerm(context.Background()); !errors.Is(err, errNoLeader) {
@@ -185,7 +185,7 @@ func TestReadBeforeFormation(t *testing.T) {
 	if s := n.status(); s.role != "forming" || s.ready || len(n.members()) != 0 {
 		t.Errorf("status is %+v, members %+v", s, n.members())
 	}
-	if term := c.nodes[0].askTerm(context.Background(), n.o.raftAddr); term != 0 {
+	if term := c.nodes[0].voterTerm(context.Background(), n.o.raftAddr); term != 0 {
 		t.Errorf("a node without a cluster says it is in term %d", term)
 	}
 }
