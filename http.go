@@ -31,6 +31,7 @@ type serverNode interface {
 	confirmRead(ctx context.Context) error
 	reserve(ctx context.Context, size int64) (release func(), err error)
 	status() nodeStatus
+	lastContact() int64
 	members() []memberInfo
 	seal(ctx context.Context) error
 	transfer(ctx context.Context, to uint64) error

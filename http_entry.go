@@ -309,7 +309,7 @@ func (s *server) prepareRead(c *call) error {
 			return readTimeout(err)
 		}
 	case "stale":
-		c.lines.buf = strconv.AppendInt(c.lines.buf, s.node.status().contact, 10)
+		c.lines.buf = strconv.AppendInt(c.lines.buf, s.node.lastContact(), 10)
 		c.lines.end("Scribe-Last-Contact")
 	default:
 		return badRequest("malformed", "consistency is %q, want linearizable or stale", clip(consistency))

@@ -209,6 +209,8 @@ func (f *fakeLedger) status() nodeStatus {
 	return st
 }
 
+func (f *fakeLedger) lastContact() int64 { return f.state.contact }
+
 func (f *fakeLedger) members() []memberInfo { return f.list_ }
 
 func (f *fakeLedger) seal(context.Context) error {

@@ -302,7 +302,7 @@ func (n *node) raftConfig(self *nodeFile) *raft.Config {
 	c.HeartbeatTimeout = n.o.electionMin
 	c.ElectionTimeout = max(n.o.electionMin, n.o.electionMax/2)
 	c.LeaderLeaseTimeout = n.o.electionMin * 4 / 5
-	c.CommitTimeout = 10 * time.Millisecond
+	c.CommitTimeout = 20 * time.Millisecond // after which idle followers learn what is committed
 	c.MaxAppendEntries = 16
 	c.BatchApplyCh = true
 	c.SnapshotInterval = 24 * time.Hour

@@ -231,11 +231,25 @@ func (n *node) status() nodeStatus {
 			s.role = "follower"
 		}
 	}
-	if t := r.LastContact(); !t.IsZero() {
-		s.contact = n.o.now().Sub(t).Milliseconds()
-	}
-	s.ready = s.leader != nil
+	s.contact, s.ready = n.lastContact(), s.leader != nil
 	return s
+}
+
+// lastContact returns how many ms ago the leader was heard: 0 on the leader
+// itself, -1 if never.
+func (n *node) lastContact() int64 {
+	r := n.raft.Load()
+	if r == nil {
+		return -1
+	}
+	if r.State() == raft.Leader {
+		return 0
+	}
+	t := r.LastContact()
+	if t.IsZero() {
+		return -1
+	}
+	return n.o.now().Sub(t).Milliseconds()
 }
 
 // parallel runs f(0) to f(count-1) at the same time and waits for all.
