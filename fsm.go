@@ -99,7 +99,7 @@ func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
 		response, err := f.apply(l)
 		if err != nil {
 			f.broken = fmt.Errorf("applying log entry %d: %w", l.Index, err)
-			f.store.unstage(0)
+			f.store.unstage(f.store.pending.shown)
 			f.fail(f.broken)
 			response = f.broken
 		}
@@ -238,7 +238,7 @@ func (f *fsm) applyRequest(r *request) (result, error) {
 
 // applyOperations applies all operations of r or none.
 func (f *fsm) applyOperations(r *request) (result, error) {
-	mark := f.store.stagedCount()
+	mark := f.store.mark()
 	res := result{outcome: outcomeApplied, current: noSeq, headers: make([][]byte, 0, len(r.ops))}
 	for i := range r.ops {
 		raw, failed, current, err := f.applyOperation(&r.ops[i])

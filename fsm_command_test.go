@@ -229,7 +229,6 @@ func FuzzResult(f *testing.F) {
 // fresh gives h an FSM and a store in memory as of its open, on which nothing
 // was sealed, without going to the disk.
 func (h *harness) fresh() {
-	h.store.unstage(0)
 	h.store.mu.Lock()
 	h.store.pending = newPendingSegment(0)
 	h.store.mu.Unlock()
@@ -256,7 +255,7 @@ func (h *harness) applyAny(t *testing.T, commands ...[]byte) (refused bool) {
 		if !errors.Is(h.failed, errCorrupt) && !errors.Is(h.failed, errFormat) && !errors.Is(h.failed, errDiverged) || err != h.failed {
 			t.Fatalf("command %d: %x gives %v and fails with %v", i, b, response, h.failed)
 		}
-		if h.store.size() != size || h.store.stagedCount() != 0 {
+		if h.store.size() != size || h.store.mark() != h.store.pending.shown {
 			t.Fatalf("command %d failed and left entries", i)
 		}
 		again := h.fsm.ApplyBatch([]*raft.Log{{Index: h.fsm.index + 1, Term: 1, Type: raft.LogCommand, Data: goldenPack()}})[0]

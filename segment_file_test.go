@@ -43,7 +43,8 @@ func goldenPending() *pendingSegment {
 	for _, e := range entries {
 		h := e.header
 		h.seq, h.size, h.sum = p.end(), uint64(len(e.value)), sha256.Sum256(e.value)
-		p.append(string(h.key), p.stage(&h, e.value))
+		p.stage(p.encode(&h, e.value))
+		p.show()
 	}
 	return p
 }
@@ -324,7 +325,8 @@ func FuzzSegmentFile(f *testing.F) {
 	p := newPendingSegment(7)
 	for i, value := range []string{"x", "", "yz"} {
 		h := header{op: opPut, seq: p.end(), version: 1, prev: noSeq, size: uint64(len(value)), sum: sha256.Sum256([]byte(value)), key: []byte{byte(i)}}
-		p.append(string(h.key), p.stage(&h, []byte(value)))
+		p.stage(p.encode(&h, []byte(value)))
+		p.show()
 	}
 	var small bytes.Buffer
 	if _, _, _, err := writeSegment(&small, testClusterID, p, 1); err != nil {

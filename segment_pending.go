@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
+	"encoding/binary"
 	"slices"
 )
 
@@ -13,18 +15,26 @@ type pendingEntry struct {
 	older int32 // index of the key's previous entry in this segment, or -1
 }
 
+// key returns the key of e, from its canonical header (segment.go).
+func (e *pendingEntry) key() []byte {
+	n := int(binary.BigEndian.Uint16(e.raw[headerFixed:]))
+	return e.raw[headerFixed+2:][:n:n]
+}
+
 // pendingSegment is a segment in memory: the one that grows, or one that was
-// sealed and is on its way to disk. The Raft log makes it durable. It is
-// changed by the apply goroutine only and never after seal.
+// sealed and is on its way to disk. The Raft log makes it durable. Only the
+// apply goroutine changes it: it stages entries, then shows them, all at once,
+// or forgets them. After it is sealed nobody does.
 type pendingSegment struct {
 	first   uint64 // seq of entries[0]
 	entries []pendingEntry
-	bytes   int64            // bytes the entries take in the segment file
-	heads   map[string]int32 // key to the index of its newest entry
-	tree    compactTree
-	arena   []byte   // room for canonical headers, used up from the front
-	sorted  []string // keys in byte order, as of the last sortedKeys
-	fresh   []string // keys added since
+	shown   int              // so many of entries count; the others are staged
+	bytes   int64            // bytes the shown entries take in the segment file
+	heads   map[string]int32 // key to the index of its newest entry, staged ones included
+	tree    compactTree      // of the shown entries
+	arena   []byte           // room for canonical headers, used up from the front
+	sorted  []string         // keys of entries[:inOrder], in byte order
+	inOrder int
 }
 
 // newPendingSegment returns an empty segment whose first entry will be first.
@@ -32,44 +42,70 @@ func newPendingSegment(first uint64) *pendingSegment {
 	return &pendingSegment{first: first, heads: make(map[string]int32)}
 }
 
-// end returns the seq after the last entry.
-func (p *pendingSegment) end() uint64 { return p.first + uint64(len(p.entries)) }
+// end returns the seq after the last entry shown.
+func (p *pendingSegment) end() uint64 { return p.first + uint64(p.shown) }
 
-// stage encodes h into memory of the segment without adding it.
-func (p *pendingSegment) stage(h *header, value []byte) pendingEntry {
+// next returns the seq the next staged entry gets.
+func (p *pendingSegment) next() uint64 { return p.first + uint64(len(p.entries)) }
+
+// encode makes an entry of h and value, which are valid, in memory of the segment.
+func (p *pendingSegment) encode(h *header, value []byte) pendingEntry {
 	if cap(p.arena)-len(p.arena) < maxHeaderSize {
 		p.arena = make([]byte, 0, 64<<10)
 	}
 	start := len(p.arena)
 	p.arena = appendHeader(p.arena, h)
 	raw := p.arena[start:len(p.arena):len(p.arena)]
-	return pendingEntry{raw: raw, value: value, leaf: leafHash(raw), older: -1}
+	return pendingEntry{raw: raw, value: value, leaf: leafHash(raw)}
 }
 
-// append adds the staged entry e of the given key.
-func (p *pendingSegment) append(key string, e pendingEntry) {
-	i := int32(len(p.entries))
-	head, ok := p.heads[key]
-	if ok {
+// stage adds e, not to be seen yet.
+func (p *pendingSegment) stage(e pendingEntry) {
+	e.older = -1
+	key := string(e.key())
+	if head, ok := p.heads[key]; ok {
 		e.older = head
-	} else {
-		p.fresh = append(p.fresh, key)
 	}
-	p.heads[key] = i
+	p.heads[key] = int32(len(p.entries))
 	p.entries = append(p.entries, e)
-	p.tree.append(e.leaf)
-	p.bytes += recordSize(len(e.raw)) + int64(len(e.value)) + directoryEntrySize
 }
 
-// newest returns the index of the key's newest entry for which accept is true.
+// forget removes the staged entries from index mark on.
+func (p *pendingSegment) forget(mark int) {
+	for i := len(p.entries) - 1; i >= mark; i-- {
+		if e := &p.entries[i]; e.older >= 0 {
+			p.heads[string(e.key())] = e.older
+		} else {
+			delete(p.heads, string(e.key()))
+		}
+	}
+	clear(p.entries[mark:])
+	p.entries = p.entries[:mark]
+}
+
+// show makes the staged entries count.
+func (p *pendingSegment) show() {
+	for ; p.shown < len(p.entries); p.shown++ {
+		e := &p.entries[p.shown]
+		p.tree.append(e.leaf)
+		p.bytes += recordSize(len(e.raw)) + int64(len(e.value)) + directoryEntrySize
+	}
+}
+
+// newest returns the index of the key's newest entry shown for which accept is true.
 func (p *pendingSegment) newest(key []byte, accept func(*header) bool) (int, bool) {
 	i, ok := p.heads[string(key)]
 	if !ok {
 		return 0, false
 	}
 	for ; i >= 0; i = p.entries[i].older {
-		h := p.header(int(i))
-		if accept == nil || accept(&h) {
+		if int(i) >= p.shown {
+			continue
+		}
+		if accept == nil {
+			return int(i), true
+		}
+		if h := p.header(int(i)); accept(&h) {
 			return int(i), true
 		}
 	}
@@ -85,21 +121,53 @@ func (p *pendingSegment) header(i int) header {
 	return h
 }
 
-// sortKeys brings sorted up to date; the caller excludes every other use.
+// sortKeys brings sorted up to date; the caller excludes every other use. It
+// makes a new slice, so that those who hold the old one are not disturbed.
 func (p *pendingSegment) sortKeys() {
-	if len(p.fresh) == 0 {
+	var fresh []string
+	for ; p.inOrder < p.shown; p.inOrder++ {
+		if e := &p.entries[p.inOrder]; e.older < 0 {
+			fresh = append(fresh, string(e.key()))
+		}
+	}
+	if len(fresh) == 0 {
 		return
 	}
-	slices.Sort(p.fresh)
-	merged := make([]string, 0, len(p.sorted)+len(p.fresh))
-	a, b := p.sorted, p.fresh
+	slices.Sort(fresh)
+	merged := make([]string, 0, len(p.sorted)+len(fresh))
+	a, b := p.sorted, fresh
 	for len(a) > 0 && len(b) > 0 {
-		if cmp.Less(a[0], b[0]) {
+		if a[0] < b[0] {
 			merged, a = append(merged, a[0]), a[1:]
 		} else {
 			merged, b = append(merged, b[0]), b[1:]
 		}
 	}
 	p.sorted = append(append(merged, a...), b...)
-	p.fresh = nil
+}
+
+// byKey returns the indexes of all entries in the order of a run: keys
+// ascending, each key's versions newest first.
+func (p *pendingSegment) byKey() []int32 {
+	type ref struct {
+		prefix uint64 // first bytes of the key: most comparisons need no more
+		i      int32
+	}
+	refs := make([]ref, len(p.entries))
+	for i := range p.entries {
+		var b [8]byte
+		copy(b[:], p.entries[i].key())
+		refs[i] = ref{binary.BigEndian.Uint64(b[:]), int32(i)}
+	}
+	slices.SortFunc(refs, func(a, b ref) int {
+		if a.prefix != b.prefix {
+			return cmp.Compare(a.prefix, b.prefix)
+		}
+		return cmp.Or(bytes.Compare(p.entries[a.i].key(), p.entries[b.i].key()), cmp.Compare(b.i, a.i))
+	})
+	order := make([]int32, len(refs))
+	for k := range refs {
+		order[k] = refs[k].i
+	}
+	return order
 }

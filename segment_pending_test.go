@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"maps"
 	"slices"
@@ -18,10 +19,15 @@ func TestPendingSegment(t *testing.T) {
 		if old := byKey[key]; len(old) > 0 {
 			h.prev = 100 + uint64(old[len(old)-1])
 		}
-		p.stage(&h, nil) // staged and forgotten, as of a batch that failed
-		e := p.stage(&h, nil)
+		e := p.encode(&h, nil)
+		p.stage(e)
+		p.forget(p.shown) // as of a batch that failed
+		p.stage(e)
+		if j, ok := p.newest([]byte(key), nil); ok != (len(byKey[key]) > 0) || ok && j == i {
+			t.Fatalf("entry %d is seen before it is shown", i)
+		}
+		p.show()
 		leaves = append(leaves, e.leaf)
-		p.append(key, e)
 		byKey[key] = append(byKey[key], i)
 		if rnd.IntN(20) == 0 {
 			p.sortKeys()
@@ -42,6 +48,16 @@ func TestPendingSegment(t *testing.T) {
 		want := slices.DeleteFunc(slices.Clone(all), func(i int) bool { return 100+uint64(i) > limit })
 		if ok != (len(want) > 0) || ok && i != want[len(want)-1] {
 			t.Errorf("newest of %q up to %d is %d, %v; want the last of %v", key, limit, i, ok, want)
+		}
+	}
+	if _, ok := p.heads["none"]; ok {
+		t.Error("a key came from nowhere")
+	}
+	order := p.byKey()
+	for k := 1; k < len(order); k++ {
+		a, b := &p.entries[order[k-1]], &p.entries[order[k]]
+		if c := bytes.Compare(a.key(), b.key()); c > 0 || c == 0 && order[k-1] < order[k] {
+			t.Fatalf("entry %d of %q comes before entry %d of %q", order[k-1], a.key(), order[k], b.key())
 		}
 	}
 	if _, ok := p.newest([]byte("none"), nil); ok {

@@ -45,10 +45,6 @@ type store struct {
 	sealing []*sealedSegment // closed, not yet on disk; oldest first
 	waiters []sizeWaiter
 
-	// owned by the apply goroutine
-	staged  []stagedEntry
-	overlay map[string]int32 // key to its newest staged entry
-
 	files fileCache
 	lists sync.Mutex // serialises changes of the list of runs, in ledger.db and in index
 
@@ -107,7 +103,6 @@ func openStore(o storeOptions) (*store, error) {
 		o:       o,
 		ledger:  ledger,
 		pending: newPendingSegment(state.at.size),
-		overlay: make(map[string]int32),
 		wake:    make(chan struct{}, 1),
 		quit:    make(chan struct{}),
 	}

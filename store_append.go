@@ -13,14 +13,6 @@ type head struct {
 	deleted bool // it is a tombstone
 }
 
-// stagedEntry is an entry decided by the apply goroutine and not yet visible.
-type stagedEntry struct {
-	pendingEntry
-	key   string
-	head  head
-	below int32 // the key's staged entry before this one, or -1
-}
-
 // sealedSegment is a closed segment on its way to disk.
 type sealedSegment struct {
 	*pendingSegment
@@ -32,11 +24,16 @@ type sealedSegment struct {
 // head returns the newest version of key as the apply goroutine sees it:
 // staged entries count. Only the apply goroutine calls it.
 func (s *store) head(key []byte) (head, bool, error) {
-	if i, ok := s.overlay[string(key)]; ok {
-		return s.staged[i].head, true, nil
+	if i, ok := s.pending.heads[string(key)]; ok {
+		return headOf(s.pending.entries[i].raw), true, nil
 	}
-	if raw := s.newestInMemory(key, nil); raw != nil {
-		return headOf(raw), true, nil
+	s.mu.RLock()
+	sealing := s.sealing
+	s.mu.RUnlock()
+	for k := len(sealing) - 1; k >= 0; k-- {
+		if i, ok := sealing[k].heads[string(key)]; ok {
+			return headOf(sealing[k].entries[i].raw), true, nil
+		}
 	}
 	p, ok, err := repaired(s, func() (position, bool, error) { return s.index.latest(key) })
 	return head{p.seq, p.version, p.deleted}, ok, err
@@ -52,7 +49,7 @@ func headOf(raw []byte) head {
 }
 
 // nextSeq returns the seq the next staged entry gets.
-func (s *store) nextSeq() uint64 { return s.pending.end() + uint64(len(s.staged)) }
+func (s *store) nextSeq() uint64 { return s.pending.next() }
 
 // stage adds an entry after those staged before; the caller knows its version
 // and prev from head. It returns the canonical header. Readers see it after
@@ -61,49 +58,32 @@ func (s *store) stage(h *header, value []byte) []byte {
 	h.seq = s.nextSeq()
 	h.size = uint64(len(value))
 	h.sum = sha256.Sum256(value)
-	e := stagedEntry{
-		pendingEntry: s.pending.stage(h, value),
-		key:          string(h.key),
-		head:         head{h.seq, h.version, h.op == opDelete},
-		below:        -1,
-	}
-	if i, ok := s.overlay[e.key]; ok {
-		e.below = i
-	}
-	s.overlay[e.key] = int32(len(s.staged))
-	s.staged = append(s.staged, e)
+	e := s.pending.encode(h, value)
+	s.mu.Lock()
+	s.pending.stage(e)
+	s.mu.Unlock()
 	return e.raw
 }
 
-// stagedCount is a mark for unstage.
-func (s *store) stagedCount() int { return len(s.staged) }
+// mark is where unstage goes back to.
+func (s *store) mark() int { return len(s.pending.entries) }
 
 // unstage forgets the entries staged after the mark: an atomic batch failed.
 func (s *store) unstage(mark int) {
-	for i := len(s.staged) - 1; i >= mark; i-- {
-		if e := &s.staged[i]; e.below >= 0 {
-			s.overlay[e.key] = e.below
-		} else {
-			delete(s.overlay, e.key)
-		}
-	}
-	s.staged = s.staged[:mark]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pending.forget(mark)
 }
 
 // publish makes the staged entries visible, all at once.
 func (s *store) publish() {
-	if len(s.staged) == 0 {
+	if s.pending.shown == len(s.pending.entries) {
 		return
 	}
 	s.mu.Lock()
-	for i := range s.staged {
-		s.pending.append(s.staged[i].key, s.staged[i].pendingEntry)
-	}
+	defer s.mu.Unlock()
+	s.pending.show()
 	s.wakeWaiters()
-	s.mu.Unlock()
-	clear(s.staged)
-	s.staged = s.staged[:0]
-	clear(s.overlay)
 }
 
 // wakeWaiters tells those who wait for a size that was reached; mu must be held.

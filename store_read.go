@@ -200,23 +200,6 @@ func (s *store) findInMemory(key []byte, accept func(*header) bool) (entry, bool
 	return entry{}, false
 }
 
-// newestInMemory returns the canonical header of the key's newest accepted
-// entry in memory, or nil. For the apply goroutine, which needs no lock.
-func (s *store) newestInMemory(key []byte, accept func(*header) bool) []byte {
-	if i, ok := s.pending.newest(key, accept); ok {
-		return s.pending.entries[i].raw
-	}
-	s.mu.RLock()
-	sealing := s.sealing
-	s.mu.RUnlock()
-	for k := len(sealing) - 1; k >= 0; k-- {
-		if i, ok := sealing[k].newest(key, accept); ok {
-			return sealing[k].entries[i].raw
-		}
-	}
-	return nil
-}
-
 // firstAfter returns the seq of the first entry with a time after t, which is
 // the size of the ledger if there is none. Times never go back.
 func (s *store) firstAfter(t int64) (uint64, error) {
@@ -365,7 +348,7 @@ func (s *store) size() uint64 {
 func (s *store) pendingInfo() (first, count, size uint64) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	return s.pending.first, uint64(len(s.pending.entries)), uint64(s.pending.bytes)
+	return s.pending.first, uint64(s.pending.shown), uint64(s.pending.bytes)
 }
 
 // pendingSince returns the time of the oldest pending entry in Unix ms; ok is
@@ -373,7 +356,7 @@ func (s *store) pendingInfo() (first, count, size uint64) {
 func (s *store) pendingSince() (ms int64, ok bool) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	if len(s.pending.entries) == 0 {
+	if s.pending.shown == 0 {
 		return 0, false
 	}
 	h := s.pending.header(0)

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"iter"
-	"maps"
 	"path/filepath"
 	"slices"
 	"syscall"
@@ -146,17 +145,14 @@ func (s *store) backlog() int {
 	return len(s.sealing)
 }
 
-// records yields what the run of p holds: keys in order, each key's versions
-// newest first.
+// records yields what the run of p holds.
 func (p *pendingSegment) records(places []place) iter.Seq2[indexRecord, error] {
-	keys := slices.Sorted(maps.Keys(p.heads))
 	return func(yield func(indexRecord, error) bool) {
-		for _, k := range keys {
-			for i := p.heads[k]; i >= 0; i = p.entries[i].older {
-				h := headOf(p.entries[i].raw)
-				if !yield(indexRecord{[]byte(k), position{h.seq, h.version, places[i].offset, places[i].length, h.deleted}}, nil) {
-					return
-				}
+		for _, i := range p.byKey() {
+			e := &p.entries[i]
+			h := headOf(e.raw)
+			if !yield(indexRecord{e.key(), position{h.seq, h.version, places[i].offset, places[i].length, h.deleted}}, nil) {
+				return
 			}
 		}
 	}
