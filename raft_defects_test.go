@@ -434,11 +434,16 @@ func TestF5TransferNeverEnds(t *testing.T) {
 	const timeout = 150 * time.Millisecond
 	needDefect(t, "F5", func(t *testing.T) bool {
 		n := newScriptedNet()
-		entered, release := make(chan struct{}, 100), make(chan struct{})
+		entered, hung := make(chan struct{}, 1), make(chan struct{})
+		release := sync.OnceFunc(func() { close(hung) })
+		defer release() // Raft's shutdown waits for the replicator
 		n.append = func(to raft.ServerID, a *raft.AppendEntriesRequest) error {
 			if to == "b" && !isHeartbeat(a) {
-				entered <- struct{}{}
-				<-release
+				select {
+				case entered <- struct{}{}:
+				default: // only the first is waited for
+				}
+				<-hung
 			}
 			return nil
 		}
@@ -461,7 +466,7 @@ func TestF5TransferNeverEnds(t *testing.T) {
 			t.Fatal(err)
 		}
 		second.Error()
-		close(release) // b answers again; its replicator sees that its leader is none
+		release() // b answers again; its replicator sees that its leader is none
 		n.elect(t, r)
 		for end := time.Now().Add(4 * timeout); time.Now().Before(end); <-time.After(timeout / 10) {
 			if err := r.Apply(nil, testWait).Error(); !errors.Is(err, raft.ErrLeadershipTransferInProgress) {
