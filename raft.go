@@ -341,9 +341,11 @@ func (n *node) becomeReady(r *raft.Raft) {
 	for n.ctx.Err() == nil && r.State() == raft.Leader {
 		term := r.CurrentTerm()
 		if err := r.Barrier(time.Second).Error(); err != nil {
+			n.fate(err)
 			n.pause(10 * time.Millisecond)
 			continue
 		}
+		n.transferStuck.Store(0)
 		if r.State() == raft.Leader && r.CurrentTerm() == term {
 			n.readyTerm.Store(term)
 			n.o.logger.Info("leading", "term", term, "ledger_size", n.store.size())
@@ -514,6 +516,9 @@ func (n *node) close(ctx context.Context) error {
 // release stops and closes whatever was opened.
 func (n *node) release() error {
 	n.cancel()
+	if n.store != nil {
+		n.store.stop() // Raft waits for the FSM, which may wait for a full disk
+	}
 	if r := n.raft.Load(); r != nil {
 		if err := r.Shutdown().Error(); err != nil {
 			n.o.logger.Warn("stopping Raft", "error", err)

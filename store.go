@@ -51,6 +51,7 @@ type store struct {
 	wake    chan struct{} // there is something for the seal goroutine
 	drained *sync.Cond    // on mu: sealing became shorter, or the store stopped
 	stopped bool          // guarded by mu
+	closed  atomic.Bool
 	quit    chan struct{}
 	done    sync.WaitGroup
 }
@@ -167,15 +168,20 @@ func (s *store) segmentPath(info segmentInfo) string {
 	return filepath.Join(s.o.dir, segmentDir, info.id()+segmentSuffix)
 }
 
+// stop lets the apply goroutine go that waits for the disk: what it seals from
+// now on stays in memory, and in the Raft log.
+func (s *store) stop() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stopped = true
+	s.drained.Broadcast()
+}
+
 // close stops the background work and releases the files. What was not sealed
 // stays in the Raft log.
 func (s *store) close() error {
-	s.mu.Lock()
-	stopped := s.stopped
-	s.stopped = true
-	s.drained.Broadcast()
-	s.mu.Unlock()
-	if stopped {
+	s.stop()
+	if s.closed.Swap(true) {
 		return nil
 	}
 	close(s.quit)

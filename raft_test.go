@@ -1,0 +1,391 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// gateDisk is the real disk, on which syncs of the Raft log can be made to hang.
+type gateDisk struct {
+	osDisk
+	mu      sync.Mutex
+	gate    chan struct{} // syncs wait until it is closed; nil = they do not
+	waiting atomic.Int32
+	largest atomic.Int64 // bytes of the largest write since it was last reset
+}
+
+// close makes syncs hang until open is called.
+func (d *gateDisk) close() (open func()) {
+	gate := make(chan struct{})
+	d.mu.Lock()
+	d.gate = gate
+	d.mu.Unlock()
+	return sync.OnceFunc(func() {
+		d.mu.Lock()
+		d.gate = nil
+		d.mu.Unlock()
+		close(gate)
+	})
+}
+
+func (d *gateDisk) create(path string) (logHandle, error) {
+	h, err := d.osDisk.create(path)
+	return &gateHandle{h, d}, err
+}
+
+func (d *gateDisk) open(path string) (logHandle, error) {
+	h, err := d.osDisk.open(path)
+	return &gateHandle{h, d}, err
+}
+
+// gateHandle is a file of a gateDisk.
+type gateHandle struct {
+	logHandle
+	d *gateDisk
+}
+
+func (h *gateHandle) WriteAt(b []byte, off int64) (int, error) {
+	for size := int64(len(b)); ; {
+		largest := h.d.largest.Load()
+		if size <= largest || h.d.largest.CompareAndSwap(largest, size) {
+			return h.logHandle.WriteAt(b, off)
+		}
+	}
+}
+
+func (h *gateHandle) sync() error {
+	h.d.mu.Lock()
+	gate := h.d.gate
+	h.d.mu.Unlock()
+	if gate != nil {
+		h.d.waiting.Add(1)
+		<-gate
+		h.d.waiting.Add(-1)
+	}
+	return h.logHandle.sync()
+}
+
+// gates gives every node a gateDisk.
+func gates() (disks map[uint64]*gateDisk, change func(*nodeOptions)) {
+	disks = make(map[uint64]*gateDisk)
+	return disks, func(o *nodeOptions) {
+		disks[o.id] = new(gateDisk)
+		o.logDisk = disks[o.id]
+	}
+}
+
+// F6: a leader whose log disk hangs loses its office, and the others go on.
+func TestF6HungDisk(t *testing.T) {
+	t.Parallel()
+	disks, change := gates()
+	c := newCluster(t, 3, change, func(o *nodeOptions) { o.writeTimeout = time.Second })
+	old := c.leader()
+	c.put(old, "a", "1")
+	open := disks[c.nodes[old].o.id].close()
+	defer open()
+	hung := c.nodes[old].send(&request{ops: []operation{putOf("hung", "x")}})
+	next := c.leader(old)
+	c.put(next, "a", "2")
+	if v := c.get(3-old-next, "a"); v != "2" {
+		t.Errorf("a follower reads %q", v)
+	}
+	if f := receive(t, hung, "the hung write is answered"); !errors.Is(f.err, errUnknownOutcome) {
+		t.Errorf("the hung write: %v", f.err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+	defer cancel()
+	if err := c.nodes[old].confirmTerm(ctx); err == nil {
+		t.Error("the leader with the hung disk confirmed a read")
+	}
+	open()
+	if v := c.get(old, "a"); v != "2" {
+		t.Errorf("the old leader reads %q when its disk works again", v)
+	}
+}
+
+// F5: a transfer that never ends makes Raft refuse every entry; the node asks
+// to be opened again, but not while a transfer takes its time.
+func TestF5TransferStuck(t *testing.T) {
+	t.Parallel()
+	var clock atomic.Int64
+	n := &node{failures: make(chan error, 1), o: testOptions(t, 1)}
+	n.o.now = func() time.Time { return time.UnixMilli(clock.Load()) }
+	n.o.electionMin, n.o.electionMax = time.Second, time.Second
+	at := func(ms int64, want bool) {
+		t.Helper()
+		clock.Store(ms)
+		if err := n.fate(raft.ErrLeadershipTransferInProgress); !errors.Is(err, errNotApplied) {
+			t.Errorf("at %d: the entry's fate is %v", ms, err)
+		}
+		select {
+		case err := <-n.failed():
+			if !want || !errors.Is(err, errRestart) {
+				t.Errorf("at %d: the node ends with %v", ms, err)
+			}
+		default:
+			if want {
+				t.Errorf("at %d: the node goes on", ms)
+			}
+		}
+	}
+	at(1000, false)
+	at(6000, false)
+	at(7001, true)
+	n.transferStuck.Store(0)
+	at(50_000, false)
+	at(55_000, false)
+}
+
+// A transfer long ago says nothing about the next: what is left of it goes when
+// the node leads anew.
+func TestTransfersFarApart(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 2)
+	lead := c.leader()
+	c.nodes[lead].transferStuck.Store(1) // an entry was refused during a transfer, in 1970
+	c.transfer(1 - lead)
+	c.transfer(lead)
+	if since := c.nodes[lead].transferStuck.Load(); since != 0 {
+		t.Errorf("a transfer is under way since %d", since)
+	}
+}
+
+// Fates of entries: what was certainly not accepted may be tried again.
+func TestFate(t *testing.T) {
+	n := &node{failures: make(chan error, 1), o: testOptions(t, 1)}
+	for _, err := range []error{raft.ErrNotLeader, raft.ErrEnqueueTimeout, raft.ErrLeadershipTransferInProgress} {
+		if got := n.fate(err); !errors.Is(got, errNotApplied) || errors.Is(got, errUnknownOutcome) || !errors.Is(got, err) {
+			t.Errorf("%v: %v", err, got)
+		}
+	}
+	for _, err := range []error{raft.ErrLeadershipLost, raft.ErrRaftShutdown, raft.ErrAbortedByRestore, errors.New("disk")} {
+		if got := n.fate(err); errors.Is(got, errNotApplied) || !errors.Is(got, errUnknownOutcome) || !errors.Is(got, err) {
+			t.Errorf("%v: %v", err, got)
+		}
+	}
+}
+
+// A follower whose memory holds something else than was agreed finds out when
+// the segment is sealed, and stops; the others go on. It comes back with a new disk.
+func TestDivergenceStopsNode(t *testing.T) {
+	for name, row := range map[string]struct {
+		change func(p *pendingSegment)
+		want   string
+	}{
+		"leaf":  {func(p *pendingSegment) { p.tree = compactTree{}; p.tree.append(hash{1}); p.tree.append(hash{2}) }, "entries 0 to 2"},
+		"value": {func(p *pendingSegment) { p.entries[0].value = []byte("y") }, "segment 00000000000000000000-"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := newCluster(t, 3)
+			lead := c.leader()
+			bad := (lead + 1) % 3
+			c.put(lead, "a", "1")
+			c.put(lead, "a", "2")
+			n := c.nodes[bad]
+			eventually(t, "the follower lags", func() bool { return n.store.size() == 2 })
+			n.store.mu.Lock()
+			row.change(n.store.pending)
+			n.store.mu.Unlock()
+			c.put(lead, "b", "3")
+			eventually(t, "the follower lags", func() bool { return n.store.size() == 3 })
+			if err := c.nodes[lead].seal(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			err := receive(t, n.failed(), "the diverged follower stops")
+			if !errors.Is(err, errDiverged) || errors.Is(err, errRestart) || !strings.Contains(err.Error(), row.want) {
+				t.Errorf("the node ends with %v, want errDiverged with %q", err, row.want)
+			}
+			c.kill(bad)
+			c.put(lead, "c", "4")
+			if c.tryStart(bad) == nil { // it has the bad segment on its disk
+				if err := receive(t, n.failed(), "the diverged follower stops again"); !errors.Is(err, errDiverged) {
+					t.Errorf("opened again, the node ends with %v", err)
+				}
+				c.kill(bad)
+			}
+			c.wipe(bad)
+			c.start(bad)
+			c.wantVoters(3)
+			if v := c.get(bad, "c"); v != "4" {
+				t.Errorf("the node reads %q", v)
+			}
+		})
+	}
+}
+
+// load writes through random nodes until stop; what is acknowledged is noted.
+func (c *testCluster) load(clients int) (acked *atomic.Int64, stop func()) {
+	acked = new(atomic.Int64)
+	done := make(chan struct{})
+	var wg sync.WaitGroup
+	for id := range clients {
+		wg.Go(func() {
+			rng := rand.New(rand.NewPCG(uint64(id), 2))
+			for k := 0; ; k++ {
+				select {
+				case <-done:
+					return
+				default:
+				}
+				key := fmt.Sprintf("load-%d-%d", id, k%50)
+				h, err := c.nodes[rng.IntN(len(c.nodes))].put(key, strings.Repeat("v", rng.IntN(3000)), fmt.Sprintf("load-%d-%d", id, k))
+				switch {
+				case err == nil:
+					c.note(h)
+					acked.Add(1)
+				case !errors.Is(err, errNoLeader) && !errors.Is(err, errUnknownOutcome):
+					c.t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	return acked, sync.OnceFunc(func() {
+		close(done)
+		wg.Wait()
+	})
+}
+
+// goOn waits until count more writes were acknowledged.
+func (c *testCluster) goOn(acked *atomic.Int64, count int64) {
+	c.t.Helper()
+	want := acked.Load() + count
+	eventually(c.t, "no write is acknowledged", func() bool {
+		c.tend()
+		return acked.Load() >= want
+	})
+}
+
+// Each node in turn is closed in order and opened again while clients write.
+func TestRollingRestart(t *testing.T) {
+	for _, size := range []int{1, 3} {
+		t.Run(fmt.Sprint(size, " nodes"), func(t *testing.T) {
+			t.Parallel()
+			c := newCluster(t, size, func(o *nodeOptions) { o.writeTimeout, o.segmentSize = 2*time.Second, 100<<10 })
+			acked, stop := c.load(4)
+			defer stop()
+			for i := range size {
+				c.goOn(acked, 200)
+				c.stop(i)
+				if size > 1 {
+					c.goOn(acked, 50)
+				}
+				c.start(i)
+			}
+			c.goOn(acked, 200)
+			stop()
+		})
+	}
+}
+
+// Nodes are killed at random moments under load, and sometimes all of them:
+// no acknowledged write is lost and sequence numbers have no gap.
+func TestRandomKills(t *testing.T) {
+	t.Parallel()
+	rounds := 6
+	if s := os.Getenv("SCRIBE_KILLS"); s != "" {
+		if _, err := fmt.Sscan(s, &rounds); err != nil {
+			t.Fatal(err)
+		}
+	}
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 3))
+	c := newCluster(t, 3, func(o *nodeOptions) { o.writeTimeout, o.segmentSize = 2*time.Second, 50<<10 })
+	acked, stop := c.load(4)
+	defer stop()
+	for range rounds {
+		c.goOn(acked, rng.Int64N(150))
+		first, all := rng.IntN(3), rng.IntN(3) == 0
+		for i := range c.nodes {
+			if i == first || all {
+				c.kill(i)
+			}
+		}
+		if !all && rng.IntN(2) == 0 {
+			c.goOn(acked, rng.Int64N(100))
+		}
+		for i := range c.nodes {
+			if c.nodes[i].node == nil {
+				c.start(i)
+			}
+		}
+	}
+	c.goOn(acked, 100)
+	stop()
+}
+
+// A node whose disk is full cannot seal. It can still be closed.
+func TestCloseWithFullDisk(t *testing.T) {
+	t.Parallel()
+	var full atomic.Bool
+	c := newNodes(t, 2)
+	c.nodes[1].o.storeFault = func(step string) error {
+		if full.Load() && step == "before write segment" {
+			return syscall.ENOSPC
+		}
+		return nil
+	}
+	c.nodes[0].o.expect, c.nodes[0].o.bootstrap = 1, true
+	c.start(0)
+	c.leader()
+	c.start(1)
+	c.wantVoters(2)
+	full.Store(true)
+	c.transfer(0)
+	for i := range 2 * maxSealing { // the leader's disk works, so it goes on sealing
+		r := c.nodes[0].raft.Load()
+		op := request{ops: []operation{putOf("a", fmt.Sprint(i))}}
+		first := c.nodes[0].store.size()
+		if err := r.Apply(appendRequest(appendPackHeader(nil, 0), &op), 0).Error(); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.Apply(appendSeal(nil, 0, first), 0).Error(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "the follower does not wait for its disk", func() bool { return c.nodes[1].store.backlog() == maxSealing })
+	n := c.down(1)
+	closed := make(chan error)
+	go func() { closed <- n.release() }()
+	select {
+	case err := <-closed:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(waitLimit):
+		t.Fatal("the node with the full disk does not close")
+	}
+	full.Store(false)
+	c.start(1)
+}
+
+// The disk's high-water mark: the node refuses writes, its leader hands over.
+func TestDiskFullRefusesWrites(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 1)
+	c.put(0, "a", "1")
+	n := c.nodes[0]
+	n.diskFull.Store(true)
+	if _, err := n.put("b", "1", ""); err != nil && !errors.Is(err, errDiskFull) {
+		t.Errorf("a write onto a full disk: %v", err)
+	}
+	eventually(t, "the mark stays although there is room", func() bool { return !n.diskFull.Load() })
+	if full, err := diskIsFull(filepath.Join(n.o.dataDir, "missing")); err == nil {
+		t.Errorf("the free space of a directory that is not there: full %v", full)
+	}
+	c.put(0, "b", "1")
+}
