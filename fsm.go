@@ -60,7 +60,10 @@ var errUploadLost = errors.New("upload was dropped before its last part")
 
 // newFSM returns the FSM that goes on from the store's durable checkpoint.
 func newFSM(s *store, uploadLimit uint32, fail func(error)) (*fsm, error) {
-	state := s.durable.Load()
+	state, err := s.checkpoint()
+	if err != nil {
+		return nil, err
+	}
 	w, err := newWindow(state.window, &state.at)
 	if err != nil {
 		return nil, err

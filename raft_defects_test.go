@@ -24,7 +24,7 @@ import (
 // goroutine of Raft's to have reached a point that nobody outside can see.
 func needDefect(t *testing.T, number string, shown func(t *testing.T) bool) {
 	t.Helper()
-	for range 5 {
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); {
 		if shown(t) {
 			return
 		}
