@@ -23,6 +23,7 @@ import (
 //	raft_identity.go   who this node is: node.json
 //	raft_join.go       how a cluster forms and how a node joins one
 //	raft_pack.go       from a request to a log entry and back
+//	raft_upload.go     the same for a request too large for a pack
 //	raft_stream.go     what nodes ask each other all the time
 //	raft_read.go       linearizable reads
 //	raft_seal.go       when segments are sealed and confirmed

@@ -1,14 +1,10 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"math/rand/v2"
-	"net/http"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -29,8 +25,6 @@ const (
 	packWorth    = 16       // requests for which a second pack starts beside the first
 	packFlights  = 4        // packs under way at a time; the third and fourth are full
 	queueBytes   = 64 << 20 // requests waiting to be packed
-	partsAhead   = 8        // parts of an upload under way at a time
-	bodyBudget   = 256 << 20
 	enqueueLimit = time.Second
 )
 
@@ -280,39 +274,6 @@ func (p *packer) retry(f *flight, changed <-chan struct{}, err error) {
 	p.poke()
 }
 
-// upload has a request agreed that is too large for a pack, by itself.
-func (n *node) upload(r *request, done func(result, error)) {
-	f := &flight{pack: []waiting{{done: done}}}
-	f.expiry = time.AfterFunc(n.o.writeTimeout, func() {
-		if !f.answer(flightHome, nil, errNoLeader) {
-			f.answer(flightAway, nil, errUnknownOutcome)
-		}
-	})
-	n.packer.large.Lock() // one encoded copy at a time
-	defer n.packer.large.Unlock()
-	var body []byte
-	for f.state.CompareAndSwap(flightHome, flightAway) {
-		if body == nil {
-			body = appendRequest(make([]byte, packHeaderSize, packHeaderSize+requestSize(r)), r)
-		}
-		changed := n.changing.next()
-		results, err := n.sendLarge(body)
-		if !errors.Is(err, errNotApplied) || errors.Is(err, errDiskFull) {
-			f.answer(flightAway, results, err)
-			return
-		}
-		f.state.CompareAndSwap(flightAway, flightHome)
-		if n.leaderless() > n.patience() {
-			f.answer(flightHome, nil, fmt.Errorf("%w: %w", errNoLeader, err))
-			return
-		}
-		select {
-		case <-changed:
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
-}
-
 // errNotApplied is wrapped by errors after which a pack may be sent again: it
 // was certainly not applied.
 var errNotApplied = errors.New("not applied")
@@ -372,35 +333,6 @@ func (n *node) proposePack(body []byte) func() ([]result, error) {
 	}
 }
 
-// sendLarge has a pack agreed that travels in parts, wherever the leader is.
-func (n *node) sendLarge(body []byte) ([]result, error) {
-	if n.leads() {
-		return n.proposeLarge(body)
-	}
-	addr, _ := n.leaderServer()
-	if addr == "" {
-		return nil, fmt.Errorf("%w: %w", errNotApplied, errNoLeader)
-	}
-	return n.forwardLarge(string(addr), body[packHeaderSize:])
-}
-
-// proposeLarge puts a pack into the Raft log in parts.
-func (n *node) proposeLarge(body []byte) ([]result, error) {
-	if err := n.mayPropose(); err != nil {
-		return nil, err
-	}
-	appendPackHeader(body[:0], n.o.now().UnixMilli())
-	response, err := n.applyInParts(body)
-	if err != nil {
-		return nil, err
-	}
-	results, err := n.resultsOf(response)
-	if errors.Is(err, errUploadLost) {
-		err = fmt.Errorf("%w: %w", errNotApplied, err)
-	}
-	return results, err
-}
-
 // mayPropose holds writes back while the disk is behind with sealing, and
 // refuses them when it is full.
 func (n *node) mayPropose() error {
@@ -458,37 +390,6 @@ func (n *node) checkTransfer() {
 	}
 }
 
-// applyInParts has a command committed in parts. Its last part is proposed only
-// when all others are committed, so that any failure before it leaves
-// nothing applied.
-func (n *node) applyInParts(body []byte) (any, error) {
-	n.uploads.Lock()
-	defer n.uploads.Unlock()
-	id := rand.Uint64()
-	part := func(at int) []byte {
-		end := min(at+packSize, len(body))
-		return append(appendPartHeader(make([]byte, 0, partHeaderSize+packSize), id, uint32(at), uint32(len(body))), body[at:end]...)
-	}
-	r := n.raft.Load()
-	var ahead []raft.ApplyFuture
-	at := 0
-	for ; len(body)-at > packSize; at += packSize {
-		ahead = append(ahead, r.Apply(part(at), enqueueLimit))
-		if len(ahead) >= partsAhead {
-			if err := ahead[0].Error(); err != nil {
-				return nil, fmt.Errorf("%w: %w", errNotApplied, err)
-			}
-			ahead = ahead[1:]
-		}
-	}
-	for _, f := range ahead {
-		if err := f.Error(); err != nil {
-			return nil, fmt.Errorf("%w: %w", errNotApplied, err)
-		}
-	}
-	return n.apply(part(at))
-}
-
 // resultsOf turns the FSM's response into results; those of repeated requests
 // get the headers of the first time.
 func (n *node) resultsOf(response any) ([]result, error) {
@@ -515,40 +416,6 @@ func (n *node) resultsOf(response any) ([]result, error) {
 	return results, nil
 }
 
-// notLeaderStatus answers a pack that was certainly not applied here.
-const notLeaderStatus = http.StatusMisdirectedRequest
-
-// forwardLarge has the leader agree a pack that needs parts.
-func (n *node) forwardLarge(addr string, body []byte) ([]result, error) {
-	ctx, cancel := context.WithTimeout(n.ctx, n.o.writeTimeout)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+addr+"/pack", bytes.NewReader(body))
-	if err != nil {
-		return nil, err
-	}
-	req.GetBody = nil // never sent twice by net/http
-	res, err := n.port.client().Do(req)
-	if errors.Is(err, errDial) {
-		return nil, fmt.Errorf("%w: %w", errNotApplied, err)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errUnknownOutcome, err)
-	}
-	defer res.Body.Close()
-	b, err := io.ReadAll(res.Body)
-	switch {
-	case err != nil:
-		return nil, fmt.Errorf("%w: %w", errUnknownOutcome, err)
-	case res.StatusCode == http.StatusOK:
-		return parseResults(b)
-	case res.StatusCode == http.StatusInsufficientStorage:
-		return nil, fmt.Errorf("%w: %w", errNotApplied, errDiskFull)
-	case res.StatusCode == notLeaderStatus:
-		return nil, fmt.Errorf("%w: %s", errNotApplied, bytes.TrimSpace(b))
-	}
-	return nil, fmt.Errorf("%w: %s", errUnknownOutcome, bytes.TrimSpace(b))
-}
-
 // parseResults reads the answer to a forwarded pack.
 func parseResults(b []byte) ([]result, error) {
 	var results []result
@@ -560,110 +427,4 @@ func parseResults(b []byte) ([]result, error) {
 		results = append(results, r)
 	}
 	return results, nil
-}
-
-// serveLarge agrees a follower's pack that needs parts.
-func (n *node) serveLarge(w http.ResponseWriter, r *http.Request) {
-	if !n.leads() {
-		http.Error(w, "not the leader", notLeaderStatus)
-		return
-	}
-	if r.ContentLength < 0 || r.ContentLength > int64(n.uploadLimit()) {
-		http.Error(w, fmt.Sprintf("pack of %d bytes", r.ContentLength), http.StatusBadRequest)
-		return
-	}
-	release, err := n.reserve(r.Context(), r.ContentLength)
-	if err != nil {
-		http.Error(w, err.Error(), notLeaderStatus)
-		return
-	}
-	defer release()
-	body := make([]byte, packHeaderSize+r.ContentLength)
-	if _, err := io.ReadFull(r.Body, body[packHeaderSize:]); err != nil {
-		http.Error(w, err.Error(), http.StatusBadRequest)
-		return
-	}
-	results, err := n.proposeLarge(body)
-	switch {
-	case errors.Is(err, errDiskFull):
-		http.Error(w, err.Error(), http.StatusInsufficientStorage)
-	case errors.Is(err, errNotApplied):
-		http.Error(w, err.Error(), notLeaderStatus)
-	case err != nil:
-		http.Error(w, err.Error(), http.StatusInternalServerError)
-	default:
-		var out []byte
-		for i := range results {
-			out = appendResult(out, &results[i])
-		}
-		w.Write(out)
-	}
-}
-
-// reserve takes size bytes of the node's budget for request bodies, waiting for
-// room in order of arrival; release gives them back.
-func (n *node) reserve(ctx context.Context, size int64) (release func(), err error) {
-	if err := n.bodies.take(ctx, size); err != nil {
-		return nil, err
-	}
-	var once sync.Once
-	return func() { once.Do(func() { n.bodies.give(size) }) }, nil
-}
-
-// budget is a number of bytes that requests share.
-type budget struct {
-	mu    sync.Mutex
-	free  int64
-	queue []*claim
-}
-
-// claim is somebody who waits for bytes.
-type claim struct {
-	size  int64
-	ready chan struct{}
-}
-
-// take waits for size bytes; nobody overtakes.
-func (b *budget) take(ctx context.Context, size int64) error {
-	b.mu.Lock()
-	if len(b.queue) == 0 && b.free >= size {
-		b.free -= size
-		b.mu.Unlock()
-		return nil
-	}
-	c := &claim{size, make(chan struct{})}
-	b.queue = append(b.queue, c)
-	b.mu.Unlock()
-	select {
-	case <-c.ready:
-		return nil
-	case <-ctx.Done():
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		for i := range b.queue {
-			if b.queue[i] == c {
-				b.queue = append(b.queue[:i:i], b.queue[i+1:]...)
-				b.serve()
-				return fmt.Errorf("%w: %w", errOverloaded, ctx.Err())
-			}
-		}
-		return nil // it was given just now
-	}
-}
-
-// give returns bytes and serves those who wait.
-func (b *budget) give(size int64) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.free += size
-	b.serve()
-}
-
-// serve gives to those at the front whose claim fits; mu must be held.
-func (b *budget) serve() {
-	for len(b.queue) > 0 && b.queue[0].size <= b.free {
-		b.free -= b.queue[0].size
-		close(b.queue[0].ready)
-		b.queue = b.queue[1:]
-	}
 }
