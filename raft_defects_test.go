@@ -457,6 +457,9 @@ func TestF5TransferNeverEnds(t *testing.T) {
 		if err := r.LeadershipTransferToServer("b", "b").Error(); err == nil {
 			return false // a lost its lease meanwhile
 		}
+		waitUntil(t, "the first transfer is over", func() bool {
+			return r.Barrier(testWait).Error() == nil || r.State() != raft.Leader
+		})
 		second := r.LeadershipTransferToServer("b", "b")
 		waitUntil(t, "the second transfer is under way", func() bool {
 			return errors.Is(r.Barrier(testWait).Error(), raft.ErrLeadershipTransferInProgress) || r.State() != raft.Leader
