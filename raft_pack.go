@@ -133,9 +133,7 @@ func (p *packer) send(pack []waiting) bool {
 	late := time.AfterFunc(p.n.o.writeTimeout, func() {
 		if answered.CompareAndSwap(false, true) {
 			finish(pack, nil, errUnknownOutcome)
-			p.mu.Lock()
-			p.flights--
-			p.mu.Unlock()
+			p.fly()
 		}
 	})
 	size := 0
