@@ -1,0 +1,323 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// oneGated is a cluster of one whose log disk can be made to hang.
+func oneGated(t *testing.T, change ...func(*nodeOptions)) (*testCluster, *gateDisk) {
+	disks, gate := gates()
+	c := newCluster(t, 1, append(change, gate)...)
+	return c, disks[1]
+}
+
+// Requests that arrive together share packs, are applied in the order they were
+// submitted, and each gets its own result.
+func TestPackResults(t *testing.T) {
+	for _, through := range []string{"leader", "follower"} {
+		t.Run(through, func(t *testing.T) {
+			t.Parallel()
+			disks, gate := gates()
+			c := newCluster(t, 2, gate)
+			lead := c.leader()
+			n := c.nodes[lead]
+			if through == "follower" {
+				n = c.nodes[1-lead]
+			}
+			open := disks[c.nodes[lead].o.id].close()
+			defer open()
+			const count = 2000
+			var fates []<-chan fate
+			for i := range count {
+				r := request{ops: []operation{putOf(fmt.Sprint("key-", i), strings.Repeat("v", i%200))}}
+				if i%10 == 9 { // refused, and its neighbours are not
+					r.ops = []operation{{kind: opDelete, key: []byte("missing"), ifSeq: noSeq}}
+				}
+				fates = append(fates, n.send(&r))
+			}
+			before := c.lastIndex(lead)
+			open()
+			next := uint64(0)
+			for i, ch := range fates {
+				f := receive(t, ch, "an answer")
+				if f.err != nil {
+					t.Fatalf("request %d: %v", i, f.err)
+				}
+				if i%10 == 9 {
+					if f.outcome != outcomeNotFound || len(f.headers) != 0 {
+						t.Fatalf("request %d: %+v", i, f.result)
+					}
+					continue
+				}
+				h, err := parseHeader(f.headers[0])
+				if err != nil || string(h.key) != fmt.Sprint("key-", i) || h.size != uint64(i%200) || h.seq != next {
+					t.Fatalf("request %d: %+v, %v", i, h, err)
+				}
+				next++
+				c.note(h)
+			}
+			if packs := c.lastIndex(lead) - before; packs > count/20 {
+				t.Errorf("%d requests took %d log entries", count, packs)
+			}
+		})
+	}
+}
+
+// A pack that takes longer than the write time-out is answered once, as
+// unknown; those that wait behind it are answered too, although nobody comes
+// after them, and the packer goes on when the disk does.
+func TestPackTimeout(t *testing.T) {
+	t.Parallel()
+	c, disk := oneGated(t, func(o *nodeOptions) { o.writeTimeout = 200 * time.Millisecond })
+	c.put(0, "a", "1")
+	open := disk.close()
+	defer open()
+	var fates []<-chan fate
+	for i := range 6 { // each a pack of its own, more than are under way at a time
+		fates = append(fates, c.nodes[0].send(&request{ops: []operation{putOf(fmt.Sprint("late-", i), strings.Repeat("x", packSize/2))}}))
+	}
+	for i, ch := range fates {
+		if f := receive(t, ch, "an answer"); !errors.Is(f.err, errUnknownOutcome) {
+			t.Errorf("request %d: %v", i, f.err)
+		}
+	}
+	large := c.nodes[0].send(&request{ops: []operation{putOf("large", strings.Repeat("x", 3*packSize))}})
+	if f := receive(t, large, "an answer to the upload"); !errors.Is(f.err, errUnknownOutcome) {
+		t.Errorf("the upload: %v", f.err)
+	}
+	open()
+	c.put(0, "a", "2") // a second answer would have closed a channel twice
+	c.nodes[0].packer.mu.Lock()
+	defer c.nodes[0].packer.mu.Unlock()
+	if p := &c.nodes[0].packer; p.bytes != 0 || len(p.queue) != 0 || p.flying < 0 || p.flying > packFlights {
+		t.Errorf("%d requests of %d bytes wait, %d packs are under way", len(p.queue), p.bytes, p.flying)
+	}
+}
+
+// The queue is bounded.
+func TestPackQueueLimit(t *testing.T) {
+	c, disk := oneGated(t, func(o *nodeOptions) { o.writeTimeout = time.Minute })
+	open := disk.close()
+	defer open()
+	n := c.nodes[0]
+	n.packer.mu.Lock()
+	n.packer.bytes += queueBytes - 1000 // as if so much waited
+	n.packer.mu.Unlock()
+	first := n.send(&request{ops: []operation{putOf("a", strings.Repeat("x", 500))}})
+	eventually(t, "the first request is not taken", func() bool { return disk.waiting.Load() > 0 })
+	second := n.send(&request{ops: []operation{putOf("a", strings.Repeat("x", 1000))}})
+	if f := receive(t, second, "an answer"); !errors.Is(f.err, errOverloaded) {
+		t.Errorf("a request beyond the limit: %v", f.err)
+	}
+	n.packer.mu.Lock()
+	n.packer.bytes -= queueBytes - 1000
+	n.packer.mu.Unlock()
+	open()
+	if f := receive(t, first, "an answer"); f.err != nil {
+		t.Errorf("a request below the limit: %v", f.err)
+	}
+}
+
+// A leader that dies with a request on its way answers unknown, once, and the
+// same through a follower; a node that closes answers what still waits.
+func TestPackUnknownOutcome(t *testing.T) {
+	t.Parallel()
+	disks, gate := gates()
+	c := newCluster(t, 3, gate, func(o *nodeOptions) { o.writeTimeout = time.Second })
+	lead := c.leader()
+	follower := (lead + 1) % 3
+	open := disks[c.nodes[lead].o.id].close()
+	defer open()
+	var fates []<-chan fate
+	for i, n := range []*testNode{c.nodes[lead], c.nodes[follower]} {
+		fates = append(fates, n.send(&request{ops: []operation{putOf(fmt.Sprint("key-", i), "x")}}))
+	}
+	eventually(t, "nothing is on its way", func() bool { return disks[c.nodes[lead].o.id].waiting.Load() > 0 })
+	dying := c.down(lead)
+	released := make(chan error)
+	go func() { released <- dying.release() }()
+	for i, ch := range fates {
+		// The request through the follower may have come after the leader stopped: then another takes it.
+		if f := receive(t, ch, "an answer"); !errors.Is(f.err, errUnknownOutcome) && (i == 0 || f.err != nil) {
+			t.Errorf("request %d: %v", i, f.err)
+		}
+	}
+	open()
+	if err := receive(t, released, "the leader closes"); err != nil {
+		t.Error(err)
+	}
+	c.start(lead)
+}
+
+// What a follower asks of a node that does not lead is not applied, and the
+// answer says so.
+func TestForwardRefusals(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 2)
+	lead := c.leader()
+	n, other := c.nodes[lead], c.nodes[1-lead]
+	pack := appendRequest(nil, &request{ops: []operation{putOf("a", "1")}})
+	if _, err := n.forwardLarge(other.o.raftAddr, pack); !errors.Is(err, errNotApplied) {
+		t.Errorf("a pack sent to a follower: %v", err)
+	}
+	if _, err := n.forwardLarge(freeAddrs(t, 1)[0], pack); !errors.Is(err, errNotApplied) {
+		t.Errorf("a pack sent to nobody: %v", err)
+	}
+	c.nodes[lead].diskFull.Store(true)
+	if _, err := other.forwardLarge(n.o.raftAddr, pack); err != nil && (!errors.Is(err, errNotApplied) || !errors.Is(err, errDiskFull)) {
+		t.Errorf("a pack sent to a full disk: %v", err)
+	}
+	c.nodes[lead].diskFull.Store(false)
+	res, err := other.forwardLarge(n.o.raftAddr, pack)
+	if err != nil || len(res) != 1 || res[0].outcome != outcomeApplied {
+		t.Errorf("a pack sent to the leader: %+v, %v", res, err)
+	}
+	for name, row := range map[string]struct {
+		size int64
+		want int
+	}{"no length": {-1, http.StatusBadRequest}, "too long": {int64(n.uploadLimit()) + 1, http.StatusBadRequest}, "cut short": {10, http.StatusBadRequest}} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+n.o.raftAddr+"/pack", strings.NewReader("short"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		w := &statusWriter{header: make(http.Header)}
+		req.ContentLength = row.size
+		n.serveLarge(w, req)
+		if w.status != row.want {
+			t.Errorf("%s: status is %d, want %d", name, w.status, row.want)
+		}
+	}
+	if res, err := parseResults([]byte{1, 2, 3}); !errors.Is(err, errUnknownOutcome) {
+		t.Errorf("an answer that is cut short: %+v, %v", res, err)
+	}
+}
+
+// statusWriter keeps the status of an answer.
+type statusWriter struct {
+	header http.Header
+	status int
+}
+
+func (w *statusWriter) Header() http.Header         { return w.header }
+func (w *statusWriter) WriteHeader(status int)      { w.status = status }
+func (w *statusWriter) Write(b []byte) (int, error) { return len(b), nil }
+
+// The budget serves in order of arrival, nobody overtakes, and who leaves gives
+// up the place.
+func TestBudget(t *testing.T) {
+	b := &budget{free: 100}
+	must := func(size int64) {
+		t.Helper()
+		if err := b.take(t.Context(), size); err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(60)
+	waits := func(count int) {
+		eventually(t, fmt.Sprintf("%d do not wait", count), func() bool {
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			return len(b.queue) == count
+		})
+	}
+	var served sync.Map
+	take := func(ctx context.Context, name string, size int64) <-chan error {
+		ch := make(chan error, 1)
+		go func() {
+			err := b.take(ctx, size)
+			served.Store(name, err)
+			ch <- err
+		}()
+		return ch
+	}
+	ctx, leave := context.WithCancel(t.Context())
+	first := take(ctx, "first", 70)
+	waits(1)
+	second := take(t.Context(), "second", 10) // would fit, but came later
+	waits(2)
+	third := take(t.Context(), "third", 50)
+	waits(3)
+	leave()
+	if err := receive(t, first, "the first leaves"); !errors.Is(err, errOverloaded) {
+		t.Errorf("who left got %v", err)
+	}
+	if err := receive(t, second, "the second is served"); err != nil {
+		t.Error(err)
+	}
+	if _, ok := served.Load("third"); ok {
+		t.Error("the third was served although it does not fit")
+	}
+	b.give(60)
+	if err := receive(t, third, "the third is served"); err != nil {
+		t.Error(err)
+	}
+	b.give(50)
+	b.give(10)
+	if b.free != 100 || len(b.queue) != 0 {
+		t.Errorf("%d bytes are free, %d wait", b.free, len(b.queue))
+	}
+}
+
+// A reservation is given back once, however often it is released.
+func TestReserve(t *testing.T) {
+	n := &node{}
+	n.bodies.free = 100
+	release, err := n.reserve(t.Context(), 100)
+	if err != nil || n.bodies.free != 0 {
+		t.Fatalf("%v, %d free", err, n.bodies.free)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if _, err := n.reserve(ctx, 1); !errors.Is(err, errOverloaded) {
+		t.Errorf("beyond the budget: %v", err)
+	}
+	release()
+	release()
+	if n.bodies.free != 100 {
+		t.Errorf("%d free", n.bodies.free)
+	}
+}
+
+// With large values on their way, no AppendEntries message is much larger than
+// 1 MiB: a follower stores the entries of one message with one write.
+func TestMessagesStaySmall(t *testing.T) {
+	t.Parallel()
+	disks, gate := gates()
+	c := newCluster(t, 3, gate, func(o *nodeOptions) {
+		o.segmentSize, o.logFileSize, o.maxValueSize = 62<<20, 32<<20, 32<<20
+		o.electionMin, o.electionMax = time.Second, time.Second // a follower's leader stays
+	})
+	lead := c.leader()
+	behind := (lead + 1) % 3
+	c.kill(behind) // it will get it all at once
+	fates := make(chan error, 6)
+	for i := range cap(fates) {
+		go func() {
+			_, err := c.nodes[(lead+2*(i%2))%3].put(fmt.Sprint("large-", i), string(bytes.Repeat([]byte{byte(i)}, 2<<20)), fmt.Sprint("large-", i))
+			fates <- err
+		}()
+	}
+	for range cap(fates) {
+		if err := receive(t, fates, "a large value is written"); err != nil {
+			t.Errorf("a large value: %v", err)
+		}
+	}
+	c.start(behind)
+	eventually(t, "the follower does not catch up", func() bool { return c.nodes[behind].store.size() == c.nodes[lead].store.size() })
+	if c.leader() != lead {
+		t.Skip("the leader changed: its own writes may be larger than messages")
+	}
+	for i, n := range c.nodes {
+		if size := disks[n.o.id].largest.Load(); i != lead && size > appendBudget+(128<<10) {
+			t.Errorf("node %d stored %d bytes at a time", i+1, size)
+		}
+	}
+}
