@@ -408,7 +408,7 @@ func (n *node) pause(d time.Duration) {
 
 // fail reports the error that ends this node; only the first counts.
 func (n *node) fail(err error) {
-	n.o.logger.Error("node cannot go on", "error", err)
+	n.o.logger.Debug("node cannot go on", "error", err) // who reads failed says it aloud
 	select {
 	case n.failures <- err:
 	default:
