@@ -49,6 +49,7 @@ func readLedger(path string) (state *durableState, err error) {
 // TestLedgerFlipped flips bytes all over ledger.db: opening it gives an error
 // or all that was there. A byte no state depends on stays so when bbolt writes.
 func TestLedgerFlipped(t *testing.T) {
+	t.Parallel()
 	_, path := bigLedger(t)
 	want, err := readLedger(path)
 	if err != nil {
@@ -128,6 +129,7 @@ func growLedger(t *testing.T, path string, want *durableState) {
 // TestLedgerCut cuts ledger.db at many lengths: bbolt would end the process
 // when it reads behind the end of the file.
 func TestLedgerCut(t *testing.T) {
+	t.Parallel()
 	h, path := bigLedger(t)
 	want, err := readLedger(path)
 	if err != nil {
@@ -177,6 +179,7 @@ func TestLedgerCut(t *testing.T) {
 
 // TestLedgerRefuses changes ledger.db through bbolt: pages and checksums are right.
 func TestLedgerRefuses(t *testing.T) {
+	t.Parallel()
 	_, path := bigLedger(t)
 	good, err := os.ReadFile(path)
 	if err != nil {

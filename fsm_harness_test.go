@@ -43,7 +43,7 @@ const testUploadLimit = 1 << 20
 func newHarness(t testing.TB) *harness {
 	t.Helper()
 	h := &harness{t: t, dir: t.TempDir(), term: 1, clock: 1_700_000_000_000}
-	t.Cleanup(func() { h.close() })
+	t.Cleanup(h.close)
 	h.open()
 	return h
 }
