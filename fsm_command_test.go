@@ -318,6 +318,7 @@ func TestCommandCut(t *testing.T) {
 }
 
 func TestCommandFlipped(t *testing.T) {
+	t.Parallel()
 	h := newHarness(t)
 	eachFlip(goldenPack(), func(flipped []byte, at int) {
 		h.fresh()

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -42,7 +43,7 @@ const testUploadLimit = 1 << 20
 func newHarness(t testing.TB) *harness {
 	t.Helper()
 	h := &harness{t: t, dir: t.TempDir(), term: 1, clock: 1_700_000_000_000}
-	t.Cleanup(func() { h.close() })
+	t.Cleanup(h.close)
 	h.open()
 	return h
 }
@@ -187,6 +188,12 @@ func (h *harness) sealed() bool {
 func (h *harness) sealNow() {
 	h.t.Helper()
 	h.seal()
+	h.waitSealed()
+}
+
+// waitSealed waits until all closed segments are on disk.
+func (h *harness) waitSealed() {
+	h.t.Helper()
 	eventually(h.t, "the segment is not on disk", func() bool {
 		if err := h.fatal.Load(); err != nil {
 			h.t.Fatal(*err)
@@ -375,9 +382,13 @@ func eachFlip(b []byte, f func(flipped []byte, at int)) {
 	}
 }
 
-// newRand returns random numbers whose seed is in the test's output.
+// newRand returns random numbers whose seed is in the test's output; the
+// environment's SEED gives them again.
 func newRand(t testing.TB) *rand.Rand {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
+	seed, err := strconv.ParseUint(os.Getenv("SEED"), 10, 64)
+	if err != nil {
+		seed = rand.Uint64()
+	}
+	t.Logf("SEED=%d", seed)
 	return rand.New(rand.NewPCG(seed, 0))
 }

@@ -140,6 +140,7 @@ func grown(t *testing.T) *harness {
 // TestInstall brings an empty node to the leader's D, gives it the log behind
 // and has both answer alike from then on, over restarts.
 func TestInstall(t *testing.T) {
+	t.Parallel()
 	leader, h := grown(t), newHarness(t)
 	var installed *snapshot
 	h.fsm.installed = func(s *snapshot) { installed = s }
@@ -249,6 +250,7 @@ func (r *failingReader) Read([]byte) (int, error) { return 0, r.err }
 // TestFetchDamaged: a bad copy is not kept, whether it came over the network or
 // was left on the disk, and the next try gets a good one.
 func TestFetchDamaged(t *testing.T) {
+	t.Parallel()
 	leader, h := grown(t), newHarness(t)
 	info := leader.store.durable.Load().segments[0]
 	good, err := os.ReadFile(leader.store.segmentPath(info))

@@ -130,6 +130,7 @@ func FuzzWindow(f *testing.F) {
 // there and no more than a chunk beside them, and what a D would hold, changed
 // chunks written over older ones, gives the same window.
 func TestWindowForgets(t *testing.T) {
+	t.Parallel()
 	rnd := newRand(t)
 	w, err := newWindow(nil, &checkpoint{})
 	if err != nil {

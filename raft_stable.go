@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
-	"hash/fnv"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -234,24 +233,6 @@ func (s *stableStore) GetUint64(key []byte) (uint64, error) {
 // close closes the file; every value is durable already.
 func (s *stableStore) close() error { return s.db.Close() }
 
-// The bytes of bbolt's pages, in the machine's byte order.
-const (
-	boltPageHeader = 16 // id 8, flags 2, count 2, overflow 4
-	boltMetaSize   = 64 // magic 4, version 4, page size 4, flags 4, root 8, sequence 8, free list 8, pages 8, transaction 8, checksum 8
-	boltMagic      = 0xed0cdaed
-	boltVersion    = 2
-	boltLeafPage   = 2
-	boltBucketFlag = 1 // of an element that is a bucket
-)
-
-// boltMeta is what matters of a meta page.
-type boltMeta struct {
-	pageSize int64
-	root     int64  // page of the root bucket
-	pages    int64  // in use; the file must have them all
-	tx       uint64 // transaction that wrote it
-}
-
 // readVote reads the record from the file, without bbolt.
 func readVote(path string) (vote, error) {
 	b, err := os.ReadFile(path)
@@ -265,47 +246,22 @@ func readVote(path string) (vote, error) {
 // since each fits one sector, which no crash tears (bbolt would take the older one, and
 // with it an older vote); and the page of the record must be as bbolt writes it.
 func parseStable(b []byte) (vote, error) {
-	meta, err := parseBoltMeta(b, 0)
+	meta, err := parseBoltMeta(bytes.NewReader(b), 0, int64(len(b)))
 	if err != nil {
 		return vote{}, fmt.Errorf("%w: meta page 0: %w", errCorrupt, err)
 	}
-	other, err := parseBoltMeta(b, meta.pageSize)
+	other, err := parseBoltMeta(bytes.NewReader(b), int64(meta.pageSize), int64(len(b)))
 	if err != nil {
 		return vote{}, fmt.Errorf("%w: meta page 1: %w", errCorrupt, err)
 	}
 	if other.tx > meta.tx {
 		meta = other
 	}
-	record, err := parseVotePage(b[meta.root*meta.pageSize:], meta.root)
+	record, err := parseVotePage(b[meta.root*meta.pageSize:], int64(meta.root))
 	if err != nil {
 		return vote{}, fmt.Errorf("%w: page %d: %w", errCorrupt, meta.root, err)
 	}
 	return parseVote(record)
-}
-
-// parseBoltMeta reads the meta page at offset at of the file b.
-func parseBoltMeta(b []byte, at int64) (boltMeta, error) {
-	if int64(len(b)) < at+boltPageHeader+boltMetaSize {
-		return boltMeta{}, fmt.Errorf("file has only %d bytes", len(b))
-	}
-	m := b[at+boltPageHeader:][:boltMetaSize]
-	order := binary.NativeEndian
-	if order.Uint32(m) != boltMagic || order.Uint32(m[4:]) != boltVersion {
-		return boltMeta{}, fmt.Errorf("magic and version are %x, want %08x and %d", m[:8], uint32(boltMagic), boltVersion)
-	}
-	h := fnv.New64a()
-	h.Write(m[:56])
-	if got, want := h.Sum64(), order.Uint64(m[56:]); got != want {
-		return boltMeta{}, fmt.Errorf("checksum is %016x, says %016x", got, want)
-	}
-	meta := boltMeta{int64(order.Uint32(m[8:])), int64(order.Uint64(m[16:])), int64(order.Uint64(m[40:])), order.Uint64(m[48:])}
-	switch {
-	case meta.pageSize < 1024 || meta.root < 2 || meta.root >= meta.pages:
-		return meta, fmt.Errorf("root page is %d of %d, of %d bytes", meta.root, meta.pages, meta.pageSize)
-	case meta.pages > int64(len(b))/meta.pageSize:
-		return meta, fmt.Errorf("file has %d bytes, want %d pages of %d", len(b), meta.pages, meta.pageSize)
-	}
-	return meta, nil
 }
 
 // parseVotePage returns the record in the page, which is the root bucket, with
@@ -317,7 +273,7 @@ func parseVotePage(b []byte, page int64) ([]byte, error) {
 	if size < 0 || size > 1024-start {
 		return nil, fmt.Errorf("record has %d bytes", size)
 	}
-	want := appendBoltLeaf(nil, page, boltBucketFlag, voteBucket, 16+inner+size)
+	want := appendBoltLeaf(nil, page, boltBucket, voteBucket, 16+inner+size)
 	want = append(want, make([]byte, 16)...) // root page and sequence of a bucket that lies inside: 0
 	want = appendBoltLeaf(want, 0, 0, voteKey, size)
 	if !bytes.Equal(b[:start], want) {
@@ -330,7 +286,7 @@ func parseVotePage(b []byte, page int64) ([]byte, error) {
 func appendBoltLeaf(b []byte, page int64, flags uint32, key []byte, valueSize int) []byte {
 	order := binary.NativeEndian
 	b = order.AppendUint64(b, uint64(page))
-	b = order.AppendUint16(b, boltLeafPage)
+	b = order.AppendUint16(b, boltLeaf)
 	b = order.AppendUint16(b, 1) // elements
 	b = order.AppendUint32(b, 0) // overflow pages
 	b = order.AppendUint32(b, flags)

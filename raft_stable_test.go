@@ -103,7 +103,7 @@ func TestStableDoesNotGrow(t *testing.T) {
 	s := mustOpenStable(t, path)
 	s.db.NoSync = true
 	before, _ := os.ReadFile(path)
-	used := func(b []byte) int { m, _ := parseBoltMeta(b, 0); return int(m.pages) }
+	used := func(b []byte) int { m, _ := parseBoltMeta(bytes.NewReader(b), 0, int64(len(b))); return int(m.pages) }
 	for i := range uint64(200) {
 		setStable(t, s, i+1, i, fmt.Sprintf("node-%d", i%7))
 	}
@@ -142,7 +142,7 @@ func TestStableDamage(t *testing.T) {
 			t.Fatalf("%s: read %+v, want %+v", what, v, want)
 		}
 	}
-	meta, _ := parseBoltMeta(good, 0)
+	meta, _ := parseBoltMeta(bytes.NewReader(good), 0, int64(len(good)))
 	pages := int(meta.pages * meta.pageSize)
 	for i := range pages {
 		bad := bytes.Clone(good)

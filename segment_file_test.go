@@ -167,6 +167,7 @@ func useSegment(path string) error {
 // TestSegmentFileFlipped flips every byte of the golden file; of its one large
 // value every 61st.
 func TestSegmentFileFlipped(t *testing.T) {
+	t.Parallel()
 	b := golden(t, "segment-1.seg")
 	const bigAt, bigEnd = 64 + 5 + 300, 64 + 5 + 300 + 70_000
 	path := filepath.Join(t.TempDir(), "x.seg")
@@ -197,6 +198,7 @@ func TestSegmentFileFlipped(t *testing.T) {
 }
 
 func TestSegmentFileCut(t *testing.T) {
+	t.Parallel()
 	b := golden(t, "segment-1.seg")
 	path := filepath.Join(t.TempDir(), "x.seg")
 	if err := os.WriteFile(path, append(slices.Clone(b), 0), 0o600); err != nil {

@@ -2,18 +2,16 @@ package main
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
-	"os"
 	"slices"
-	"strings"
 	"time"
 
 	"go.etcd.io/bbolt"
 )
 
 // ledger.db is a bbolt file with four buckets. bbolt does not checksum its data
-// pages, so every value ends in a CRC32C over the key and the value before it.
+// pages, so every value ends in a CRC32C over the key and the value before it,
+// and store_bolt.go checks the pages when the file is opened.
 // Integers are big-endian.
 //
 //	meta      "format"      uint32: 1
@@ -143,68 +141,25 @@ func openLedger(path string) (*ledgerFile, *durableState, error) {
 	return l, state, nil
 }
 
-// openBolt opens a bbolt file. A file shorter than its pages is refused first:
-// reading past its end through the map would end the process with SIGBUS.
+// openBolt opens a bbolt file after checking it (store_bolt.go).
 func openBolt(path string) (db *bbolt.DB, err error) {
-	if err := checkBoltSize(path); err != nil {
+	if err := checkBolt(path); err != nil {
 		return nil, err
 	}
-	defer func() {
-		if p := recover(); p != nil { // bbolt panics on some damaged pages
-			db, err = nil, fmt.Errorf("%s: %w: %v", path, errCorrupt, p)
-		}
-	}()
 	db, err = bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second, FreelistType: bbolt.FreelistMapType})
-	if err != nil && !errors.Is(err, os.ErrPermission) {
+	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	return db, err
-}
-
-// checkBoltSize compares the size of a bbolt file with the number of pages its
-// newer meta page counts (bbolt internal/common/meta.go).
-func checkBoltSize(path string) error {
-	f, err := os.Open(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil || st.Size() == 0 {
-		return err
-	}
-	var newest, pages uint64
-	pageSize := int64(os.Getpagesize())
-	for at := int64(0); at <= pageSize; at += pageSize {
-		var b [80]byte
-		if _, err := f.ReadAt(b[:], at); err != nil {
-			return fmt.Errorf("%s: %w: file of %d bytes is shorter than its meta pages", path, errCorrupt, st.Size())
-		}
-		meta := b[16:] // after the page header
-		if txid := binary.NativeEndian.Uint64(meta[48:]); binary.NativeEndian.Uint32(meta) == 0xED0CDAED && txid >= newest {
-			newest, pages = txid, binary.NativeEndian.Uint64(meta[40:])
-		}
-	}
-	if pages > uint64(st.Size()/pageSize) {
-		return fmt.Errorf("%s: %w: file has %d bytes, its meta page counts %d pages of %d", path, errCorrupt, st.Size(), pages, pageSize)
-	}
-	return nil
+	return db, nil
 }
 
 // load reads the state, making the buckets of a new file.
-func (l *ledgerFile) load() (state *durableState, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("%w: %v", errCorrupt, p)
-		}
-	}()
-	state = &durableState{}
+func (l *ledgerFile) load() (*durableState, error) {
+	state := &durableState{}
 	fresh := false
-	err = l.db.View(func(tx *bbolt.Tx) error {
-		if fresh = tx.Bucket(bucketMeta) == nil; fresh {
+	err := l.db.View(func(tx *bbolt.Tx) error {
+		if k, _ := tx.Cursor().First(); k == nil {
+			fresh = true
 			return nil
 		}
 		return state.read(tx)
@@ -219,18 +174,26 @@ func (l *ledgerFile) load() (state *durableState, err error) {
 
 // read fills d from all buckets.
 func (d *durableState) read(tx *bbolt.Tx) error {
+	for _, b := range [][]byte{bucketMeta, bucketSegments, bucketRuns, bucketWindow} {
+		if tx.Bucket(b) == nil {
+			return fmt.Errorf("%w: bucket %q is missing", errCorrupt, b)
+		}
+	}
 	format, err := getChecked(tx.Bucket(bucketMeta), keyFormat)
+	if err == nil && len(format) != 4 {
+		err = fmt.Errorf("%w: %q is missing", errCorrupt, keyFormat)
+	}
 	if err != nil {
 		return err
 	}
-	if v := binary.BigEndian.Uint32(append(format, 0, 0, 0, 0)); v != ledgerFormat {
+	if v := binary.BigEndian.Uint32(format); v != ledgerFormat {
 		return fmt.Errorf("%w: ledger.db has format %d, this program reads %d", errFormat, v, ledgerFormat)
 	}
 	b, err := getChecked(tx.Bucket(bucketMeta), keyCheckpoint)
-	if err != nil || b == nil {
-		return err
+	if err == nil && b != nil { // nil before the first segment: validate sees that there is none
+		d.at, _, err = parseCheckpoint(b)
 	}
-	if d.at, _, err = parseCheckpoint(b); err != nil {
+	if err != nil {
 		return err
 	}
 	err = eachChecked(tx.Bucket(bucketSegments), func(_, v []byte) error {
@@ -383,7 +346,7 @@ func eachChecked(b *bbolt.Bucket, f func(k, v []byte) error) error {
 func checked(key, value []byte) ([]byte, error) {
 	body, err := cutCRC(slices.Concat(key, value))
 	if err != nil || len(body) < len(key) {
-		return nil, fmt.Errorf("value of %q: %w", strings.ToValidUTF8(string(key), "?"), err)
+		return nil, fmt.Errorf("value of %.40q: %w", key, err)
 	}
 	return body[len(key):], nil
 }

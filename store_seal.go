@@ -289,6 +289,10 @@ func (s *store) mergeOnce(ctx context.Context) bool {
 	err = s.step("replace runs", func() error {
 		return s.ledger.update(func(t ledgerTx) error { return t.replaceRuns(old, []runInfo{merged}) })
 	})
+	if errors.Is(err, syscall.ENOSPC) { // as with persist: nothing happened that another try does not repeat
+		s.o.logger.Error("merging key index runs", "error", err)
+		return false
+	}
 	if err != nil {
 		s.o.fatal(err)
 		return false

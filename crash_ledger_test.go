@@ -1,0 +1,235 @@
+package main
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"go.etcd.io/bbolt"
+)
+
+// bigLedger returns a closed harness whose ledger.db has branch pages, a free
+// list, merged runs and an idempotency window of several pages.
+func bigLedger(t *testing.T) (h *harness, path string) {
+	h = newHarness(t)
+	for i := range 30 {
+		var requests []*request
+		for k := range 10 {
+			r := deleteRequest("none")
+			r.idempotencyKey = fmt.Sprintf("idempotency-key-%d-%d-%s", i, k, strings.Repeat("x", 30))
+			requests = append(requests, r)
+		}
+		h.do(requests...)
+		h.put(fmt.Sprint("key-", i), fmt.Sprint("value-", i))
+		h.sealNow()
+	}
+	h.settle()
+	h.close()
+	return h, filepath.Join(h.dir, ledgerName)
+}
+
+// readLedger opens ledger.db and returns what is in it.
+func readLedger(path string) (state *durableState, err error) {
+	if p := caught(func() {
+		var l *ledgerFile
+		if l, state, err = openLedger(path); err == nil {
+			l.close()
+		}
+	}); p != nil {
+		return nil, fmt.Errorf("panic: %v", p)
+	}
+	return state, err
+}
+
+// TestLedgerFlipped flips bytes all over ledger.db: opening it gives an error
+// or all that was there. A byte no state depends on stays so when bbolt writes.
+func TestLedgerFlipped(t *testing.T) {
+	t.Parallel()
+	_, path := bigLedger(t)
+	want, err := readLedger(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	rnd := newRand(t)
+	noticed, harmless := 0, 0
+	for i := 0; i < len(b); i++ {
+		if in := i % os.Getpagesize(); in >= 128 && rnd.IntN(100) > 0 || in >= 16 && rnd.IntN(8) > 0 {
+			continue // the heads of pages are where the harm is
+		}
+		f.WriteAt([]byte{b[i] ^ byte(1+rnd.IntN(255))}, int64(i))
+		got, err := readLedger(path)
+		switch {
+		case errors.Is(err, errCorrupt) && strings.Contains(err.Error(), path), errors.Is(err, errFormat):
+			noticed++
+		case err != nil:
+			t.Fatalf("byte %d flipped: error %v", i, err)
+		case !reflect.DeepEqual(got, want):
+			t.Fatalf("byte %d flipped: read %+v", i, got)
+		default:
+			harmless++
+			if harmless%40 == 0 {
+				growLedger(t, path, want)
+			}
+		}
+		f.WriteAt(b[i:i+1], int64(i))
+	}
+	t.Logf("%d flipped bytes noticed, %d harmless", noticed, harmless)
+}
+
+// growLedger moves D in a copy of ledger.db and reads it again.
+func growLedger(t *testing.T, path string, want *durableState) {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path = filepath.Join(t.TempDir(), "copy.db")
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	l, _, err := openLedger(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.db.NoSync = true
+	size := want.at.size
+	grown := *want
+	for i := range uint64(3) {
+		info := testInfo(size+i, 1)
+		run := runInfo{first: size + i, last: size + i, keys: 1, size: 100}
+		grown.at.size++
+		grown.segments, grown.runs = append(grown.segments[:len(grown.segments):len(grown.segments)], info), append(grown.runs[:len(grown.runs):len(grown.runs)], run)
+		err := l.update(func(t ledgerTx) error {
+			return errors.Join(t.putSegment(info), t.replaceRuns(nil, []runInfo{run}), t.putCheckpoint(grown.at))
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	l.close()
+	if got, err := readLedger(path); err != nil || !reflect.DeepEqual(got, &grown) {
+		t.Fatalf("after growing: %+v, %v; want %+v", got, err, &grown)
+	}
+}
+
+// TestLedgerCut cuts ledger.db at many lengths: bbolt would end the process
+// when it reads behind the end of the file.
+func TestLedgerCut(t *testing.T) {
+	t.Parallel()
+	h, path := bigLedger(t)
+	want, err := readLedger(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	used := 0 // bytes the newer meta page counts
+	for _, at := range []int{0, os.Getpagesize()} {
+		used = max(used, int(binary.NativeEndian.Uint64(b[at+16+40:]))*os.Getpagesize())
+	}
+	step := os.Getpagesize() / 2
+	for n := len(b); n > 0; n = (n - 1) / step * step {
+		for _, n := range []int{n, n - 1} {
+			if err := os.Truncate(path, int64(n)); err != nil {
+				t.Fatal(err)
+			}
+			got, err := readLedger(path)
+			if n == 0 {
+				if err != nil || got.at.index != 0 {
+					t.Errorf("an empty file: %+v, %v", got, err)
+				}
+			} else if n < used {
+				wantError(t, err, errCorrupt, path)
+			} else if err != nil || !reflect.DeepEqual(got, want) {
+				t.Errorf("cut at %d of %d bytes in use: %v", n, used, err)
+			}
+		}
+	}
+
+	// An empty ledger.db is a new one: the log, which is all there, fills it again.
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	before := diskFiles(t, h.dir)
+	h.open()
+	h.settle()
+	checkStore(t, h.store)
+	for name, data := range diskFiles(t, h.dir) {
+		if before[name] != data {
+			t.Errorf("file %s differs", name)
+		}
+	}
+}
+
+// TestLedgerRefuses changes ledger.db through bbolt: pages and checksums are right.
+func TestLedgerRefuses(t *testing.T) {
+	t.Parallel()
+	_, path := bigLedger(t)
+	good, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u64 := func(v uint64) []byte { return binary.BigEndian.AppendUint64(nil, v) }
+	at := goldenCheckpoint()
+	at.size, at.confirmed = 30, 0
+	for want, change := range map[string]func(ledgerTx) error{
+		"ledger.db has format 2, this program reads 1": func(t ledgerTx) error { return t.put(bucketMeta, keyFormat, []byte{0, 0, 0, 2}) },
+		`"format" is missing`:                          func(t ledgerTx) error { return t.tx.Bucket(bucketMeta).Delete(keyFormat) },
+		`bucket "window" is missing`:                   func(t ledgerTx) error { return t.tx.DeleteBucket(bucketWindow) },
+		`bucket "meta" is missing`:                     func(t ledgerTx) error { return t.tx.DeleteBucket(bucketMeta) },
+		"segments end at entry 30, the checkpoint at 0": func(t ledgerTx) error {
+			return t.tx.Bucket(bucketMeta).Delete(keyCheckpoint)
+		},
+		"checkpoint is cut short":                   func(t ledgerTx) error { return t.put(bucketMeta, keyCheckpoint, []byte{1}) },
+		`value of "checkpoint": corrupt`:            func(t ledgerTx) error { return t.tx.Bucket(bucketMeta).Put(keyCheckpoint, u64(1)) },
+		"CRC is 00000009":                           func(t ledgerTx) error { return t.tx.Bucket(bucketWindow).Put(u64(9), nil) },
+		"segment starts at entry 6, want 5":         func(t ledgerTx) error { return t.tx.Bucket(bucketSegments).Delete(u64(5)) },
+		"segments end at entry 29":                  func(t ledgerTx) error { return t.tx.Bucket(bucketSegments).Delete(u64(29)) },
+		"segment info covers 0 entries":             func(t ledgerTx) error { return t.put(bucketSegments, u64(5), segmentInfo{first: 5}.append(nil)) },
+		"run starts at entry 8, want 0":             func(t ledgerTx) error { return t.replaceRuns([]runInfo{{level: 1, first: 0, last: 7}}, nil) },
+		"runs end at entry 29, the checkpoint":      func(t ledgerTx) error { return t.replaceRuns([]runInfo{{level: 0, first: 29, last: 29}}, nil) },
+		"run has a description of 2 bytes":          func(t ledgerTx) error { return t.put(bucketRuns, []byte("x"), []byte("yz")) },
+		"the checkpoint at 30":                      func(t ledgerTx) error { c := at; c.confirmed = 31; return t.putCheckpoint(c) },
+		"gap before chunk 0":                        func(t ledgerTx) error { return t.putCheckpoint(at) },
+		"idempotency window has requests 0 to 300":  func(t ledgerTx) error { c := at; c.windowOldest, c.windowNext = 0, 301; return t.putCheckpoint(c) },
+		"idempotency window has requests 0 to 0, t": func(t ledgerTx) error { return t.putWindow(nil, 1) },
+	} {
+		path := filepath.Join(t.TempDir(), ledgerName)
+		if err := os.WriteFile(path, good, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		db, err := bbolt.Open(path, 0o600, &bbolt.Options{NoSync: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := (&ledgerFile{db}).update(change); err != nil {
+			t.Fatal(want, err)
+		}
+		db.Close()
+		state, err := readLedger(path)
+		if err == nil {
+			_, err = newWindow(state.window, &state.at)
+		}
+		target := errCorrupt
+		if strings.Contains(want, "format 2") {
+			target = errFormat
+		}
+		wantError(t, err, target, want)
+	}
+}
