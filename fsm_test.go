@@ -332,7 +332,7 @@ func TestAtomic(t *testing.T) {
 		}
 	}
 
-	root := h.store.pending.tree.root()
+	root, keys := h.store.pending.tree.root(), len(h.store.pending.heads)
 	for i, ops := range [][]operation{
 		{op(opPut, "b", "1"), op(opPut, "a", "5"), created},
 		{op(opDelete, "a", ""), op(opPut, "a", "5"), op(opDelete, "c", "")},
@@ -343,8 +343,8 @@ func TestAtomic(t *testing.T) {
 			t.Errorf("batch %d: %+v", i, r)
 		}
 	}
-	if h.store.size() != 4 || h.store.pending.tree.root() != root || len(h.store.overlay) != 0 {
-		t.Errorf("refused batches left %d entries, %d keys", h.store.size(), len(h.store.overlay))
+	if h.store.size() != 4 || h.store.pending.tree.root() != root || h.store.mark() != 4 || len(h.store.pending.heads) != keys {
+		t.Errorf("refused batches left %d entries, %d keys", h.store.mark(), len(h.store.pending.heads))
 	}
 
 	// In one pack: the refused one leaves what was staged before it.

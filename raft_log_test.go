@@ -647,7 +647,7 @@ func TestLogFailureAfterConflictIsFatal(t *testing.T) {
 	}
 	failed := false
 	disk.setFault(func(op, path string) (bool, error) {
-		if op != "write" || failed {
+		if op != "write" || path != logPath("raft", 1) || failed { // the next file is being made meanwhile
 			return true, nil
 		}
 		failed = true
