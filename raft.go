@@ -54,6 +54,7 @@ type node struct {
 	fsm       atomic.Pointer[fsm]
 	readyTerm atomic.Uint64 // the term in which this leader has applied everything before it
 	diskFull  atomic.Bool
+	draining  atomic.Bool // leadership is being handed over
 
 	sealNow  chan struct{} // look at once whether there is something to seal or to confirm
 	uploads  sync.Mutex    // held by the leader for an upload or a seal: never both at a time
@@ -476,6 +477,13 @@ func (n *node) transfer(ctx context.Context, to uint64) error {
 	r := n.raft.Load()
 	if r.State() != raft.Leader {
 		return n.call(ctx, http.MethodPost, string(addr), "/transfer", transferRequest{to}, nil)
+	}
+	// What is under way lands first, and nothing new starts: otherwise its
+	// outcome would be unknown. Those who ask meanwhile try the next leader.
+	n.draining.Store(true)
+	defer n.draining.Store(false)
+	if err := r.Barrier(time.Second).Error(); err != nil {
+		return err
 	}
 	done := make(chan error, 1)
 	go func() { // may stay behind for ever: raft.md F5

@@ -334,10 +334,13 @@ func (n *node) proposePack(body []byte) func() ([]result, error) {
 }
 
 // mayPropose holds writes back while the disk is behind with sealing, and
-// refuses them when it is full.
+// refuses them when it is full or leadership is being handed over.
 func (n *node) mayPropose() error {
 	if n.diskFull.Load() {
 		return fmt.Errorf("%w: %w", errNotApplied, errDiskFull)
+	}
+	if n.draining.Load() {
+		return fmt.Errorf("%w: leadership is being handed over", errNotApplied)
 	}
 	return n.waitBacklog()
 }
