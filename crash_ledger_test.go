@@ -67,7 +67,7 @@ func TestLedgerFlipped(t *testing.T) {
 	rnd := newRand(t)
 	noticed, harmless := 0, 0
 	for i := 0; i < len(b); i++ {
-		if in := i % os.Getpagesize(); in >= 128 && rnd.IntN(100) > 0 || in >= 16 && rnd.IntN(8) > 0 {
+		if in := i % os.Getpagesize(); in >= 128 && rnd.IntN(200) > 0 || in >= 16 && rnd.IntN(12) > 0 {
 			continue // the heads of pages are where the harm is
 		}
 		f.WriteAt([]byte{b[i] ^ byte(1+rnd.IntN(255))}, int64(i))
@@ -81,7 +81,7 @@ func TestLedgerFlipped(t *testing.T) {
 			t.Fatalf("byte %d flipped: read %+v", i, got)
 		default:
 			harmless++
-			if harmless%40 == 0 {
+			if harmless%25 == 0 {
 				growLedger(t, path, want)
 			}
 		}
