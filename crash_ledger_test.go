@@ -4,9 +4,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -232,4 +234,53 @@ func TestLedgerRefuses(t *testing.T) {
 		}
 		wantError(t, err, target, want)
 	}
+}
+
+// FuzzLedgerFile changes some bytes of a ledger.db: whatever passes the check
+// must be safe in bbolt's hands, and take another segment.
+func FuzzLedgerFile(f *testing.F) {
+	good, err := os.ReadFile(filepath.Join(goldenStore, ledgerName))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add([]byte{}, false)
+	f.Add([]byte{0, 16, 40, 1, 0, 0, 66, 3}, true)
+	path := filepath.Join(f.TempDir(), ledgerName)
+	file, err := os.Create(path)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(func() { file.Close() })
+	f.Fuzz(func(t *testing.T, changes []byte, seal bool) {
+		b := slices.Clone(good)
+		for ; len(changes) >= 4; changes = changes[4:] { // three bytes of place, one to add there
+			b[(int(changes[0])<<16|int(changes[1])<<8|int(changes[2]))%len(b)] += changes[3]
+		}
+		for _, page := range []int{0, os.Getpagesize()} {
+			if meta := b[page+16:]; seal {
+				sum := fnv.New64a()
+				sum.Write(meta[:56])
+				binary.NativeEndian.PutUint64(meta[56:], sum.Sum64())
+			}
+		}
+		if _, err := file.WriteAt(b, 0); err != nil {
+			t.Fatal(err)
+		}
+		l, state, err := openLedger(path)
+		if err != nil {
+			return
+		}
+		defer l.close()
+		l.db.NoSync = true
+		if err := state.validate(); err != nil {
+			t.Fatal(err)
+		}
+		size := state.at.size
+		err = l.update(func(t ledgerTx) error {
+			return errors.Join(t.putSegment(testInfo(size, 1)), t.replaceRuns(nil, []runInfo{{first: size, last: size, keys: 1, size: 1}}))
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	})
 }
