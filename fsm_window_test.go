@@ -46,6 +46,11 @@ func TestWindowGolden(t *testing.T) {
 	if c := w.changed(); c != nil {
 		t.Errorf("a window just read has %d changed chunks", len(c))
 	}
+	w.add(remembered{key: "new", outcome: outcomeApplied})
+	if c := w.changed(); len(c) != 1 || c[0].number != 4 || !bytes.HasPrefix(c[0].data, chunks[1].data) || w.changed() != nil {
+		t.Errorf("after one request %d chunks have changed", len(c))
+	}
+	w.chunks[4] = w.chunks[4][:2]
 	for i, c := range chunks {
 		if got := w.encode(c.number); got.number != c.number || !bytes.Equal(got.data, c.data) {
 			t.Errorf("chunk %d is encoded differently", i)
