@@ -1,12 +1,15 @@
 package main
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -17,7 +20,7 @@ import (
 // list, merged runs and an idempotency window of several pages.
 func bigLedger(t *testing.T) (h *harness, path string) {
 	h = newHarness(t)
-	for i := range 30 {
+	for i := range 38 {
 		var requests []*request
 		for k := range 10 {
 			r := deleteRequest("none")
@@ -67,7 +70,7 @@ func TestLedgerFlipped(t *testing.T) {
 	rnd := newRand(t)
 	noticed, harmless := 0, 0
 	for i := 0; i < len(b); i++ {
-		if in := i % os.Getpagesize(); in >= 128 && rnd.IntN(100) > 0 || in >= 16 && rnd.IntN(8) > 0 {
+		if in := i % os.Getpagesize(); in >= 128 && rnd.IntN(200) > 0 || in >= 16 && rnd.IntN(12) > 0 {
 			continue // the heads of pages are where the harm is
 		}
 		f.WriteAt([]byte{b[i] ^ byte(1+rnd.IntN(255))}, int64(i))
@@ -81,7 +84,7 @@ func TestLedgerFlipped(t *testing.T) {
 			t.Fatalf("byte %d flipped: read %+v", i, got)
 		default:
 			harmless++
-			if harmless%40 == 0 {
+			if harmless%25 == 0 {
 				growLedger(t, path, want)
 			}
 		}
@@ -177,6 +180,80 @@ func TestLedgerCut(t *testing.T) {
 	}
 }
 
+// TestBoltPages makes ledger.db what bbolt would not survive: trees with
+// circles, elements outside their page, pages in use that are called free.
+func TestBoltPages(t *testing.T) {
+	t.Parallel()
+	_, path := bigLedger(t)
+	good, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	size := os.Getpagesize()
+	u16, u64 := binary.NativeEndian.PutUint16, binary.NativeEndian.PutUint64
+	u32 := binary.NativeEndian.PutUint32
+	meta, err := parseBoltMeta(bytes.NewReader(good), 0, int64(len(good)))
+	if other, oerr := parseBoltMeta(bytes.NewReader(good), int64(size), int64(len(good))); other.tx > meta.tx {
+		meta, err = other, errors.Join(err, oerr)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	branch := uint64(0) // the page of a bucket with more than one leaf
+	root := good[meta.root*uint64(size):]
+	for i := range int(binary.NativeEndian.Uint16(root[10:])) {
+		e := root[16+16*i:]
+		at := binary.NativeEndian.Uint32(e[4:]) + binary.NativeEndian.Uint32(e[8:])
+		if id := binary.NativeEndian.Uint64(e[at:]); id > 0 && good[id*uint64(size)+8] == boltBranch {
+			branch = id
+		}
+	}
+	if branch == 0 {
+		t.Fatal("no bucket has a branch page")
+	}
+	leaf := binary.NativeEndian.Uint64(good[branch*uint64(size)+16+8:])
+	for want, change := range map[string]func(root, branch, leaf, free []byte){
+		"has two uses":       func(r, b, l, f []byte) { u64(b[16+8:], meta.root) },
+		"is none of":         func(r, b, l, f []byte) { u64(b[16+8:], 1<<60) },
+		"page 1 is none of":  func(r, b, l, f []byte) { u64(b[16+8:], 1) },
+		"says it is page 77": func(r, b, l, f []byte) { u64(l, 77) },
+		fmt.Sprintf("page %d says it is page %d to", leaf, leaf): func(r, b, l, f []byte) { u32(l[12:], 1<<31) },
+		"flags 16 with":               func(r, b, l, f []byte) { u16(l[8:], boltFree) },
+		"flags 3 with":                func(r, b, l, f []byte) { u16(r[8:], 3) },
+		"flags 1 with 0 elements":     func(r, b, l, f []byte) { u16(b[10:], 0) },
+		"with 65535 elements":         func(r, b, l, f []byte) { u16(l[10:], 65535) },
+		"bytes at 4294967295":         func(r, b, l, f []byte) { u32(l[16+4:], 1<<32-1) },
+		"key and value of 4294967295": func(r, b, l, f []byte) { u32(l[16+8:], 1<<32-1) },
+		"and 4294967295 bytes":        func(r, b, l, f []byte) { u32(l[16+12:], 1<<32-1) },
+		"bytes at 3":                  func(r, b, l, f []byte) { u32(l[16+4:], 3) },
+		"flags 2, key":                func(r, b, l, f []byte) { u32(l[16:], 2) },
+		"bucket of 3 bytes":           func(r, b, l, f []byte) { u32(l[16:], 1); u32(l[16+12:], 3) },
+		"inline page has":             func(r, b, l, f []byte) { u32(r[16+12:], 20) },
+		"key is out of order": func(r, b, l, f []byte) {
+			copy(l[16+16+4:], l[16+4:16+12])
+			u32(l[32+4:], binary.NativeEndian.Uint32(l[16+4:])-16)
+		},
+		"is called free and is not":                          func(r, b, l, f []byte) { u64(f[16:], leaf) },
+		fmt.Sprintf("page %d is called free", meta.freelist): func(r, b, l, f []byte) { u64(f[16+8:], meta.freelist) },
+		"page 0 is called free":                              func(r, b, l, f []byte) { u64(f[16:], 0) },
+		"free list in a page with flags 2":                   func(r, b, l, f []byte) { u16(f[8:], boltLeaf) },
+		"has 60000 elements":                                 func(r, b, l, f []byte) { u16(f[10:], 60000) },
+		"has 1152921504606846976 elements":                   func(r, b, l, f []byte) { u16(f[10:], 65535); u64(f[16:], 1<<60) },
+	} {
+		t.Run(want, func(t *testing.T) {
+			b := slices.Clone(good)
+			page := func(id uint64) []byte { return b[id*uint64(size):][:size] }
+			change(page(meta.root), page(branch), page(leaf), page(meta.freelist))
+			path := filepath.Join(t.TempDir(), ledgerName)
+			if err := os.WriteFile(path, b, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			_, err := readLedger(path)
+			wantError(t, err, errCorrupt, path, want)
+		})
+	}
+}
+
 // TestLedgerRefuses changes ledger.db through bbolt: pages and checksums are right.
 func TestLedgerRefuses(t *testing.T) {
 	t.Parallel()
@@ -187,27 +264,27 @@ func TestLedgerRefuses(t *testing.T) {
 	}
 	u64 := func(v uint64) []byte { return binary.BigEndian.AppendUint64(nil, v) }
 	at := goldenCheckpoint()
-	at.size, at.confirmed = 30, 0
+	at.size, at.confirmed = 38, 0
 	for want, change := range map[string]func(ledgerTx) error{
 		"ledger.db has format 2, this program reads 1": func(t ledgerTx) error { return t.put(bucketMeta, keyFormat, []byte{0, 0, 0, 2}) },
 		`"format" is missing`:                          func(t ledgerTx) error { return t.tx.Bucket(bucketMeta).Delete(keyFormat) },
 		`bucket "window" is missing`:                   func(t ledgerTx) error { return t.tx.DeleteBucket(bucketWindow) },
 		`bucket "meta" is missing`:                     func(t ledgerTx) error { return t.tx.DeleteBucket(bucketMeta) },
-		"segments end at entry 30, the checkpoint at 0": func(t ledgerTx) error {
+		"segments end at entry 38, the checkpoint at 0": func(t ledgerTx) error {
 			return t.tx.Bucket(bucketMeta).Delete(keyCheckpoint)
 		},
 		"checkpoint is cut short":                   func(t ledgerTx) error { return t.put(bucketMeta, keyCheckpoint, []byte{1}) },
 		`value of "checkpoint": corrupt`:            func(t ledgerTx) error { return t.tx.Bucket(bucketMeta).Put(keyCheckpoint, u64(1)) },
 		"CRC is 00000009":                           func(t ledgerTx) error { return t.tx.Bucket(bucketWindow).Put(u64(9), nil) },
 		"segment starts at entry 6, want 5":         func(t ledgerTx) error { return t.tx.Bucket(bucketSegments).Delete(u64(5)) },
-		"segments end at entry 29":                  func(t ledgerTx) error { return t.tx.Bucket(bucketSegments).Delete(u64(29)) },
+		"segments end at entry 37":                  func(t ledgerTx) error { return t.tx.Bucket(bucketSegments).Delete(u64(37)) },
 		"segment info covers 0 entries":             func(t ledgerTx) error { return t.put(bucketSegments, u64(5), segmentInfo{first: 5}.append(nil)) },
 		"run starts at entry 8, want 0":             func(t ledgerTx) error { return t.replaceRuns([]runInfo{{level: 1, first: 0, last: 7}}, nil) },
-		"runs end at entry 29, the checkpoint":      func(t ledgerTx) error { return t.replaceRuns([]runInfo{{level: 0, first: 29, last: 29}}, nil) },
+		"runs end at entry 37, the checkpoint":      func(t ledgerTx) error { return t.replaceRuns([]runInfo{{level: 0, first: 37, last: 37}}, nil) },
 		"run has a description of 2 bytes":          func(t ledgerTx) error { return t.put(bucketRuns, []byte("x"), []byte("yz")) },
-		"the checkpoint at 30":                      func(t ledgerTx) error { c := at; c.confirmed = 31; return t.putCheckpoint(c) },
+		"the checkpoint at 38":                      func(t ledgerTx) error { c := at; c.confirmed = 39; return t.putCheckpoint(c) },
 		"gap before chunk 0":                        func(t ledgerTx) error { return t.putCheckpoint(at) },
-		"idempotency window has requests 0 to 300":  func(t ledgerTx) error { c := at; c.windowOldest, c.windowNext = 0, 301; return t.putCheckpoint(c) },
+		"idempotency window has requests 0 to 380":  func(t ledgerTx) error { c := at; c.windowOldest, c.windowNext = 0, 381; return t.putCheckpoint(c) },
 		"idempotency window has requests 0 to 0, t": func(t ledgerTx) error { return t.putWindow(nil, 1) },
 	} {
 		path := filepath.Join(t.TempDir(), ledgerName)
@@ -232,4 +309,53 @@ func TestLedgerRefuses(t *testing.T) {
 		}
 		wantError(t, err, target, want)
 	}
+}
+
+// FuzzLedgerFile changes some bytes of a ledger.db: whatever passes the check
+// must be safe in bbolt's hands, and take another segment.
+func FuzzLedgerFile(f *testing.F) {
+	good, err := os.ReadFile(filepath.Join(goldenStore, ledgerName))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add([]byte{}, false)
+	f.Add([]byte{0, 16, 40, 1, 0, 0, 66, 3}, true)
+	path := filepath.Join(f.TempDir(), ledgerName)
+	file, err := os.Create(path)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(func() { file.Close() })
+	f.Fuzz(func(t *testing.T, changes []byte, seal bool) {
+		b := slices.Clone(good)
+		for ; len(changes) >= 4; changes = changes[4:] { // three bytes of place, one to add there
+			b[(int(changes[0])<<16|int(changes[1])<<8|int(changes[2]))%len(b)] += changes[3]
+		}
+		for _, page := range []int{0, os.Getpagesize()} {
+			if meta := b[page+16:]; seal {
+				sum := fnv.New64a()
+				sum.Write(meta[:56])
+				binary.NativeEndian.PutUint64(meta[56:], sum.Sum64())
+			}
+		}
+		if _, err := file.WriteAt(b, 0); err != nil {
+			t.Fatal(err)
+		}
+		l, state, err := openLedger(path)
+		if err != nil {
+			return
+		}
+		defer l.close()
+		l.db.NoSync = true
+		if err := state.validate(); err != nil {
+			t.Fatal(err)
+		}
+		size := state.at.size
+		err = l.update(func(t ledgerTx) error {
+			return errors.Join(t.putSegment(testInfo(size, 1)), t.replaceRuns(nil, []runInfo{{first: size, last: size, keys: 1, size: 1}}))
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	})
 }

@@ -148,7 +148,7 @@ func (s *script) seal() {
 func (s *script) check() {
 	s.h.t.Helper()
 	keys := []string{"none", s.keys[0], s.keys[len(s.keys)-1]}
-	for range 12 {
+	for range 6 {
 		keys = append(keys, s.key())
 	}
 	s.model.check(s.h.t, s.h.store, s.rnd, keys)
@@ -160,7 +160,7 @@ func TestModel(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
 	s := newScript(h, newRand(t))
-	for range 260 {
+	for range 140 {
 		s.step()
 		switch s.rnd.IntN(9) {
 		case 0, 1:
@@ -186,7 +186,7 @@ func TestModel(t *testing.T) {
 		t.Errorf("%d runs of %d segments: nothing was merged", n, len(h.store.durable.Load().segments))
 	}
 	for range 2 {
-		for range 20 {
+		for range 10 {
 			s.check()
 		}
 		checkStore(t, h.store)
@@ -528,18 +528,18 @@ func TestIdempotencyForgets(t *testing.T) {
 		r.idempotencyKey = fmt.Sprint("key-", i)
 		return r
 	}
-	const total, perPack = 120_000, 4000
+	const total, perPack = 112_000, 4000
 	for i := 0; i < total; i += perPack {
 		var requests []*request
 		for k := range perPack {
 			requests = append(requests, numbered(i+k))
 		}
 		h.do(requests...)
-		if i%40_000 == 0 {
+		if i%56_000 == 0 {
 			h.put(fmt.Sprint("entry-", i), "")
 			h.sealNow()
 		}
-		if i == 60_000 {
+		if i == 80_000 {
 			h.reopen()
 		}
 	}

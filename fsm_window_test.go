@@ -46,6 +46,11 @@ func TestWindowGolden(t *testing.T) {
 	if c := w.changed(); c != nil {
 		t.Errorf("a window just read has %d changed chunks", len(c))
 	}
+	w.add(remembered{key: "new", outcome: outcomeApplied})
+	if c := w.changed(); len(c) != 1 || c[0].number != 4 || !bytes.HasPrefix(c[0].data, chunks[1].data) || w.changed() != nil {
+		t.Errorf("after one request %d chunks have changed", len(c))
+	}
+	w.chunks[4] = w.chunks[4][:2]
 	for i, c := range chunks {
 		if got := w.encode(c.number); got.number != c.number || !bytes.Equal(got.data, c.data) {
 			t.Errorf("chunk %d is encoded differently", i)
@@ -126,7 +131,7 @@ func FuzzWindow(f *testing.F) {
 	f.Fuzz(checkWindow)
 }
 
-// TestWindowForgets adds 230,000 requests: at any time the last 100,000 are
+// TestWindowForgets adds 120,000 requests: at any time the last 100,000 are
 // there and no more than a chunk beside them, and what a D would hold, changed
 // chunks written over older ones, gives the same window.
 func TestWindowForgets(t *testing.T) {
@@ -138,14 +143,14 @@ func TestWindowForgets(t *testing.T) {
 	}
 	key := func(i int) string { return fmt.Sprint("key-", i) }
 	stored := make(map[uint64][]byte)
-	const total = 230_000
+	const total = 120_000
 	nextSave := 0
 	for i := range total {
 		w.add(remembered{key: key(i), outcome: outcomeApplied, current: noSeq, first: uint64(i), count: 1})
 		if i != nextSave && i != total-1 {
 			continue
 		}
-		nextSave = i + 1 + rnd.IntN(20_000)
+		nextSave = i + 1 + rnd.IntN(40_000)
 		for _, k := range []int{i, max(0, i-windowSize+1), i - rnd.IntN(min(i, windowSize)+1)} {
 			if r, ok := w.find(key(k)); k > i-windowSize && (!ok || r.first != uint64(k)) {
 				t.Fatalf("after %d requests, request %d is %+v, %v", i+1, k, r, ok)

@@ -108,6 +108,7 @@ func TestManifestSealed(t *testing.T) {
 // in another.
 func TestManifestUnchanged(t *testing.T) {
 	m := mustSeal(t, &manifest{}, 10, 10)
+	m.segments = slices.Grow(m.segments, 8)
 	before := slices.Clone(m.segments)
 	a, b := mustSeal(t, m, 3), mustSeal(t, m, 4)
 	if a.segments[2].count != 3 || b.segments[2].count != 4 {

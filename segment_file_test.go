@@ -165,7 +165,7 @@ func useSegment(path string) error {
 }
 
 // TestSegmentFileFlipped flips every byte of the golden file; of its one large
-// value every 61st.
+// value every 301st.
 func TestSegmentFileFlipped(t *testing.T) {
 	t.Parallel()
 	b := golden(t, "segment-1.seg")
@@ -178,8 +178,8 @@ func TestSegmentFileFlipped(t *testing.T) {
 	defer f.Close()
 	f.Write(b)
 	for i := 0; i < len(b); i++ {
-		if i > bigAt && i+61 < bigEnd {
-			i += 60
+		if i > bigAt && i+301 < bigEnd {
+			i += 300
 		}
 		flipped := [1]byte{b[i] ^ 1<<(i%8)}
 		f.WriteAt(flipped[:], int64(i))
@@ -206,8 +206,8 @@ func TestSegmentFileCut(t *testing.T) {
 	}
 	wantError(t, useSegment(path), errCorrupt, path)
 	for n := len(b) - 1; n >= 0; n-- {
-		if n < len(b)-5000 && n > 500 { // within the large value
-			n -= 60
+		if n < len(b)-5000 && n > 800 { // within the large value
+			n -= 300
 		}
 		if err := os.Truncate(path, int64(n)); err != nil {
 			t.Fatal(err)
