@@ -253,7 +253,7 @@ func (n *node) conflicts(index, term uint64) (bool, error) {
 func (n *node) startRaft() error {
 	self := n.self.Load()
 	n.store.o.cluster = self.cluster
-	f, err := newFSM(n.store, n.uploadLimit(), n.fail)
+	f, err := newFSM(n.store, uploadLimit, n.fail)
 	if err != nil {
 		return err
 	}
@@ -317,10 +317,10 @@ func (n *node) raftConfig(self *nodeFile) *raft.Config {
 	return c
 }
 
-// uploadLimit is the largest command the FSM joins from parts.
-func (n *node) uploadLimit() uint32 {
-	return uint32(min(2*n.o.maxValueSize+(64<<20), 1<<32-1))
-}
+// uploadLimit is the largest command the FSM joins from parts: a batch with the
+// largest value there can be. It is the same on all nodes, whatever their
+// configuration says.
+const uploadLimit = 2<<30 + 64<<20
 
 // leadershipLoop follows whether this node leads. A new leader waits until it
 // has applied everything before its term; then it may serve reads.

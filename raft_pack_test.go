@@ -183,7 +183,7 @@ func TestForwardRefusals(t *testing.T) {
 	for name, row := range map[string]struct {
 		size int64
 		want int
-	}{"no length": {-1, http.StatusBadRequest}, "too long": {int64(n.uploadLimit()) + 1, http.StatusBadRequest}, "cut short": {10, http.StatusBadRequest}} {
+	}{"no length": {-1, http.StatusBadRequest}, "too long": {uploadLimit + 1, http.StatusBadRequest}, "cut short": {10, http.StatusBadRequest}} {
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+n.o.raftAddr+"/pack", strings.NewReader("short"))
 		if err != nil {
 			t.Fatal(err)

@@ -152,7 +152,7 @@ func (n *node) serveLarge(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "not the leader", notLeaderStatus)
 		return
 	}
-	if r.ContentLength < 0 || r.ContentLength > int64(n.uploadLimit()) {
+	if r.ContentLength < 0 || r.ContentLength > uploadLimit {
 		http.Error(w, fmt.Sprintf("pack of %d bytes", r.ContentLength), http.StatusBadRequest)
 		return
 	}

@@ -26,15 +26,20 @@ func filterSize(keys uint64) uint64 {
 // keyHash is what filters know of a key; a look-up computes it once for all runs.
 type keyHash struct{ group, bits uint64 }
 
-// hashKey returns FNV-1a of key, mixed so that all its bits count.
-func hashKey(key []byte) keyHash {
+// hashKey returns the keyHash of key.
+func hashKey(key []byte) keyHash { return spreadHash(hash64(key)) }
+
+// hash64 returns FNV-1a of key, mixed so that all its bits count.
+func hash64(key []byte) uint64 {
 	h := uint64(14695981039346656037)
 	for _, b := range key {
 		h = (h ^ uint64(b)) * 1099511628211
 	}
-	h = mix64(h)
-	return keyHash{h >> 32, mix64(h)}
+	return mix64(h)
 }
+
+// spreadHash makes a keyHash of its 64 bits.
+func spreadHash(h uint64) keyHash { return keyHash{h >> 32, mix64(h)} }
 
 // mix64 is the finaliser of splitmix64.
 func mix64(x uint64) uint64 {

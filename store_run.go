@@ -344,7 +344,13 @@ type runWriter struct {
 	count    int    // records in block
 	index    []byte
 	blocks   uint32
+	hashes   []uint64 // of the keys so far, as long as they are at most limit
+	limit    uint64
 }
+
+// maxHashes bounds the hashes a runWriter keeps in memory: 32 MiB. A run of more
+// keys fills its filter by reading its blocks again.
+const maxHashes = 4 << 20
 
 // createRun opens info's temporary file and writes the header. A crash from
 // here to the rename leaves a file that ends in .tmp, which openIndex removes.
@@ -353,7 +359,7 @@ func createRun(dir string, info runInfo) (*runWriter, error) {
 	if err != nil {
 		return nil, fmt.Errorf("writing index run: %w", err)
 	}
-	w := &runWriter{info: info, file: f, out: bufio.NewWriterSize(f, 256<<10)}
+	w := &runWriter{info: info, file: f, out: bufio.NewWriterSize(f, 256<<10), limit: maxHashes}
 	w.write(info.appendHeader(nil))
 	return w, nil
 }
@@ -387,7 +393,11 @@ func (w *runWriter) add(r *indexRecord) error {
 		return err
 	}
 	if order < 0 {
-		w.info.keys++
+		if w.info.keys++; w.info.keys <= w.limit {
+			w.hashes = append(w.hashes, hash64(r.key))
+		} else {
+			w.hashes = nil
+		}
 	}
 	if len(w.block)+len(w.restarts) >= runBlockSize {
 		if err := w.endBlock(); err != nil {
@@ -497,13 +507,19 @@ func (w *runWriter) finish() error {
 	return w.sync()
 }
 
-// fillFilter returns the filter over all keys in the blocks on disk.
+// fillFilter returns the filter over all keys.
 func (w *runWriter) fillFilter(f *runFooter) (keyFilter, error) {
+	filter := make(keyFilter, filterSize(f.keys))
+	if uint64(len(w.hashes)) == f.keys {
+		for _, h := range w.hashes {
+			filter.add(spreadHash(h))
+		}
+		return filter, nil
+	}
 	index, err := parseBlockIndex(w.index, f)
 	if err != nil {
 		return nil, err
 	}
-	filter := make(keyFilter, filterSize(f.keys))
 	c := newRunCursor(&run{info: w.info, src: w.file, index: index})
 	for {
 		ok, err := c.next()

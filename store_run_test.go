@@ -403,6 +403,27 @@ func TestWriteRunRefuses(t *testing.T) {
 	}
 }
 
+// A run of too many keys to keep their hashes gets the same filter from its blocks.
+func TestRunFilterFromBlocks(t *testing.T) {
+	records := goldenRecords()
+	want, info := goldenRun(t)
+	for _, limit := range []uint64{0, 1, info.keys - 1} {
+		dir := t.TempDir()
+		w, err := createRun(dir, runInfo{first: info.first, last: info.last, level: goldenLevel})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.limit = limit
+		if err := errors.Join(w.writeRecords(yieldRecords(records)), w.finish(), w.publish(dir)); err != nil {
+			t.Fatal(err)
+		}
+		got, err := os.ReadFile(filepath.Join(dir, w.info.name()))
+		if err != nil || !bytes.Equal(got, want) {
+			t.Errorf("with the hashes of %d keys the run differs: %v", limit, err)
+		}
+	}
+}
+
 func TestRunNames(t *testing.T) {
 	want := runInfo{level: 3, first: 8, last: 1<<64 - 2}
 	if got, ok := parseRunName(want.name()); !ok || got != want {
