@@ -32,7 +32,7 @@ import (
 //	2  length of the key, then the key
 //	1  length of the content type, then the content type
 //	1  length of the author, then the author
-//	1  length of the region, then the region
+//	1  length of the region, then the region; all three UTF-8
 //	8  seq the live version must have        (flag 2)
 //	32 SHA-256 the value must have           (flag 4)
 //	4  length of the value, then the value

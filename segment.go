@@ -20,7 +20,7 @@ import (
 //	     2     8  seq: position in the ledger, from 0
 //	    10     8  version: position among the entries of this key, from 1
 //	    18     8  prev: seq of the key's previous entry; 2^64-1 if there is none
-//	    26     8  time: Unix milliseconds, never less than that of seq-1
+//	    26     8  time: Unix milliseconds, not negative, never less than that of seq-1
 //	    34     8  size of the value in bytes
 //	    42    32  SHA-256 of the value
 //	    74     2  length of the key (1 to 1024), then the key
@@ -28,9 +28,10 @@ import (
 //	     .     1  length of the author, then the author, UTF-8
 //	     .     1  length of the region, then the region, UTF-8
 //
-// Nothing follows. version is 1 exactly when prev is 2^64-1. A tombstone has
-// size 0 and the SHA-256 of nothing. There is one encoding of each header: a
-// parser that accepts bytes and encodes them again gets the same bytes.
+// Nothing follows. version is 1 exactly when prev is 2^64-1, else at most
+// prev+2. A tombstone has size 0 and the SHA-256 of nothing. There is one
+// encoding of each header: a parser that accepts bytes and encodes them again
+// gets the same bytes.
 //
 // leaf hash = SHA-256(0x00 ‖ canonical header), RFC 6962 §2.1. The value
 // is bound by its SHA-256; a header is at most 1,868 bytes, so that
