@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -416,6 +417,33 @@ func (c *testCluster) transfer(i int) {
 	})
 }
 
+// comeBack starts node i after a while in which the leader has given up on it,
+// for up to ten seconds; a new leader has not.
+func (c *testCluster) comeBack(i int) {
+	c.t.Helper()
+	c.start(i)
+	for k := range c.nodes {
+		if k != i && k != c.leader(i) {
+			c.transfer(k)
+			return
+		}
+	}
+}
+
+// rounds is how often a test of random faults repeats them: count times, or so
+// many times more as SCRIBE_ROUNDS says.
+func rounds(t testing.TB, count int) int {
+	t.Helper()
+	if s := os.Getenv("SCRIBE_ROUNDS"); s != "" {
+		more, err := strconv.Atoi(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return count * more
+	}
+	return count
+}
+
 // check is the whole truth: with everything sealed, all nodes have the same
 // segment files, every root derived from their bytes is the one the manifest
 // names, every key's chain of versions is whole, and every acknowledged write
@@ -590,7 +618,7 @@ func TestCatchUpPastTruncation(t *testing.T) {
 		first, _ := c.nodes[lead].log.FirstIndex()
 		return first > 10
 	})
-	c.start(down)
+	c.comeBack(down)
 	if v := c.get(down, "key-5-49"); len(v) != 1000 {
 		t.Errorf("value has %d bytes", len(v))
 	}

@@ -321,11 +321,11 @@ func TestLinearizable(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			c := newCluster(t, 3, func(o *nodeOptions) { o.writeTimeout, o.readTimeout = 2*time.Second, 2*time.Second })
+			c := newCluster(t, 3, func(o *nodeOptions) { o.writeTimeout, o.readTimeout = time.Second, time.Second })
 			var h history
 			stop := h.clients(c, 5)
 			defer stop()
-			for range 2 {
+			for range rounds(t, 1) {
 				h.progress(c, 60)
 				fault(c, &h)
 			}

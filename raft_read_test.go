@@ -139,7 +139,7 @@ func TestReadRounds(t *testing.T) {
 // says so in time.
 func TestReadWithoutLeader(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, 2)
+	c := newCluster(t, 2, impatient)
 	lead := c.leader()
 	c.put(lead, "a", "1")
 	c.kill(1 - lead)
@@ -155,6 +155,11 @@ func TestReadWithoutLeader(t *testing.T) {
 	}
 }
 
+// impatient shortens the wait for a leader.
+func impatient(o *nodeOptions) {
+	o.electionMin, o.electionMax = 100*time.Millisecond, 100*time.Millisecond
+}
+
 // Before a node belongs to a cluster it says so.
 func TestReadBeforeFormation(t *testing.T) {
 	t.Parallel()
@@ -166,7 +171,7 @@ func TestReadBeforeFormation(t *testing.T) {
 	c.leader()
 	c.put(0, "a", "1")
 
-	alone := newNodes(t, 2)
+	alone := newNodes(t, 2, impatient)
 	alone.unformed = true
 	alone.start(0)
 	n := alone.nodes[0]

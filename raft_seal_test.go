@@ -45,7 +45,7 @@ func TestUploadInterrupted(t *testing.T) {
 			index := c.lastIndex(down)
 			c.kill(down)
 			c.passTruncation(index)
-			c.start(down)
+			c.comeBack(down)
 		}, true},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -203,6 +203,39 @@ func TestSealBySizeAndAge(t *testing.T) {
 				eventually(t, fmt.Sprintf("node %d shows no segment", i+1), func() bool { return n.store.manifest.Load().confirmed == 1 })
 			}
 		})
+	}
+}
+
+// Segments that are sealed while others are still written to disk are all
+// confirmed in the end.
+func TestSealWhileWriting(t *testing.T) {
+	t.Parallel()
+	c := newNodes(t, 1)
+	gate := make(chan struct{})
+	c.nodes[0].o.storeFault = func(step string) error {
+		if step == "before write segment" {
+			<-gate
+		}
+		return nil
+	}
+	c.start(0)
+	n := c.nodes[c.leader()]
+	for i := range maxSealing + 1 {
+		pack := appendRequest(appendPackHeader(nil, 0), &request{ops: []operation{putOf("a", fmt.Sprint(i))}})
+		put, seal := n.raft.Load().Apply(pack, 0), n.raft.Load().Apply(appendSeal(nil, 0, uint64(i)), 0)
+		if i == maxSealing {
+			break // this seal waits for the disk
+		}
+		if err := errors.Join(put.Error(), seal.Error()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "the disk is not behind", func() bool { return n.store.backlog() == maxSealing && n.store.size() == maxSealing+1 })
+	close(gate)
+	c.put(0, "a", "last")
+	c.sealAll()
+	if m := n.store.currentManifest(); m.confirmed < maxSealing+1 {
+		t.Errorf("%d segments are confirmed", m.confirmed)
 	}
 }
 

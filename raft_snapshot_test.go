@@ -60,7 +60,7 @@ func TestSnapshotHoldsUploadsAndIdempotency(t *testing.T) {
 		t.Fatalf("%+v, %v", was, err)
 	}
 	c.passTruncation(index)
-	c.start(down)
+	c.comeBack(down)
 	c.transfer(down)
 	for i, want := range first {
 		if got := c.putAs(down, fmt.Sprint("key-", i), "other", fmt.Sprint("idem-", i)); got.seq != want.seq || got.sum != want.sum {
@@ -98,20 +98,19 @@ func TestDamagedSegmentIsFetchedElsewhere(t *testing.T) {
 	c.passTruncation(index)
 
 	m := c.nodes[0].store.manifest.Load()
-	path := c.nodes[0].store.segmentPath(m.segments[0])
-	flip := func() { flipByte(t, path, 100) }
-	flip()
-	c.links.refuse(2, 1, true) // it can ask node 1 only
+	flip := func(i int) { flipByte(t, c.nodes[i].store.segmentPath(m.segments[0]), 100) }
+	flip(0)
+	flip(1)
 	c.start(2)
 	receive(t, refused, "the damaged segment is refused")
 	if _, err := os.Stat(c.nodes[2].store.segmentPath(m.segments[0])); err == nil {
 		t.Error("the damaged segment has its final name")
 	}
-	c.links.refuse(2, 1, false)
+	flip(1)
 	if v := c.get(2, "a"); len(v) != 1000 {
 		t.Errorf("node 3 reads %q", v)
 	}
-	flip()
+	flip(0)
 }
 
 // F4: a leader that was cut off comes back with a long tail of entries that

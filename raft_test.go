@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -295,19 +294,13 @@ func TestRollingRestart(t *testing.T) {
 // no acknowledged write is lost and sequence numbers have no gap.
 func TestRandomKills(t *testing.T) {
 	t.Parallel()
-	rounds := 6
-	if s := os.Getenv("SCRIBE_KILLS"); s != "" {
-		if _, err := fmt.Sscan(s, &rounds); err != nil {
-			t.Fatal(err)
-		}
-	}
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 3))
 	c := newCluster(t, 3, func(o *nodeOptions) { o.writeTimeout, o.segmentSize = 2*time.Second, 50<<10 })
 	acked, stop := c.load(4)
 	defer stop()
-	for range rounds {
+	for range rounds(t, 4) {
 		c.goOn(acked, rng.Int64N(150))
 		first, all := rng.IntN(3), rng.IntN(3) == 0
 		for i := range c.nodes {

@@ -112,17 +112,16 @@ func (s *store) seal(time int64, at checkpoint, window []chunk) error {
 		time:  time,
 		root:  s.pending.tree.root(),
 	}
-	m, err := s.manifest.Load().withSealed(info)
-	if err != nil {
-		return err
-	}
-	at.size, at.version, at.confirmed = info.end(), m.version, uint64(m.confirmed)
-
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for len(s.sealing) >= maxSealing && !s.stopped {
 		s.drained.Wait()
 	}
+	m, err := s.manifest.Load().withSealed(info) // under mu: the seal goroutine changes the manifest, too
+	if err != nil {
+		return err
+	}
+	at.size, at.version, at.confirmed = info.end(), m.version, uint64(m.confirmed)
 	s.sealing = append(slices.Clip(s.sealing), &sealedSegment{s.pending, info, at, window})
 	s.pending = newPendingSegment(info.end())
 	s.manifest.Store(m)
