@@ -49,6 +49,7 @@ type node struct {
 	cancel    context.CancelFunc
 	done      sync.WaitGroup
 
+	forming   sync.Mutex // held while the cluster forms: for changes of node.json and the start of Raft
 	self      atomic.Pointer[nodeFile]
 	raft      atomic.Pointer[raft.Raft] // nil until the cluster is formed
 	fsm       atomic.Pointer[fsm]

@@ -184,8 +184,8 @@ func (n *node) finish(g *genesis) error {
 
 // pledge writes down that g is the only cluster this node may form.
 func (n *node) pledge(g *genesis) error {
-	n.fetches.forming.Lock()
-	defer n.fetches.forming.Unlock()
+	n.forming.Lock()
+	defer n.forming.Unlock()
 	self := n.self.Load()
 	own := slices.IndexFunc(g.Members, func(m member) bool {
 		return m.ID == self.NodeID && m.Incarnation == self.Incarnation
@@ -207,8 +207,8 @@ func (n *node) pledge(g *genesis) error {
 
 // form makes this node a founder of g, to which it has pledged.
 func (n *node) form(g *genesis) error {
-	n.fetches.forming.Lock()
-	defer n.fetches.forming.Unlock()
+	n.forming.Lock()
+	defer n.forming.Unlock()
 	self := n.self.Load()
 	if self.formed() {
 		return nil
@@ -294,8 +294,8 @@ func (n *node) join(addr string) error {
 
 // enter makes this node part of a cluster that took it in.
 func (n *node) enter(cluster string) error {
-	n.fetches.forming.Lock()
-	defer n.fetches.forming.Unlock()
+	n.forming.Lock()
+	defer n.forming.Unlock()
 	if n.self.Load().formed() {
 		return nil
 	}

@@ -95,8 +95,7 @@ func (s *snapshotSink) Close() error {
 // segmentFetcher gets the segments a snapshot names from other nodes, in the
 // background, while Raft goes on.
 type segmentFetcher struct {
-	n       *node
-	forming sync.Mutex // serialises changes of node.json while the cluster forms
+	n *node
 
 	mu      sync.Mutex
 	running bool
