@@ -88,7 +88,7 @@ type nodeOptions struct {
 	maxValueSize int64
 	sealAfter    time.Duration
 
-	electionMin  time.Duration // an election starts after a silence of electionMin to twice that
+	electionMin  time.Duration // how long a leader is silent before an election: see silence
 	electionMax  time.Duration
 	heartbeat    time.Duration
 	writeTimeout time.Duration
@@ -302,9 +302,9 @@ var termKey = []byte("CurrentTerm")
 func (n *node) raftConfig(self *nodeFile) *raft.Config {
 	c := raft.DefaultConfig()
 	c.LocalID = serverID(n.identity())
-	c.HeartbeatTimeout = n.o.electionMin
-	c.ElectionTimeout = max(n.o.electionMin, n.o.electionMax/2)
-	c.LeaderLeaseTimeout = n.o.electionMin * 4 / 5
+	c.HeartbeatTimeout = n.silence()
+	c.ElectionTimeout = n.silence()
+	c.LeaderLeaseTimeout = n.silence()
 	c.CommitTimeout = 20 * time.Millisecond // after which idle followers learn what is committed
 	c.MaxAppendEntries = 16
 	c.BatchApplyCh = true
@@ -317,6 +317,13 @@ func (n *node) raftConfig(self *nodeFile) *raft.Config {
 	c.LogOutput, c.LogLevel = raftLogger{n.o.logger}, "WARN"
 	return c
 }
+
+// silence is Raft's HeartbeatTimeout. Raft looks at the time of the last contact
+// when a timer of one to two of them fires, and starts the timer again if that
+// was less than one ago: a follower stands for election after a silence of one
+// to three of them, at most electionMax. Pre-votes make one that was too quick
+// harmless.
+func (n *node) silence() time.Duration { return min(n.o.electionMin, n.o.electionMax/3) }
 
 // uploadLimit is the largest command the FSM joins from parts: a batch with the
 // largest value there can be. It is the same on all nodes, whatever their
