@@ -56,6 +56,7 @@ type node struct {
 	readyTerm atomic.Uint64 // the term in which this leader has applied everything before it
 	diskFull  atomic.Bool
 	draining  atomic.Bool // leadership is being handed over
+	caughtUp  atomic.Bool // since its start this node has had all that the leader had at some moment
 
 	sealNow  chan struct{} // look at once whether there is something to seal or to confirm
 	uploads  sync.Mutex    // held by the leader for an upload or a seal: never both at a time
@@ -280,6 +281,7 @@ func (n *node) startRaft() error {
 	n.done.Go(func() { n.leadershipLoop(r, notify) })
 	n.done.Go(func() { n.observeLeader(r) })
 	n.done.Go(n.sealLoop)
+	n.done.Go(n.catchUp)
 	if servers := n.servers(); len(servers) == 1 && servers[0].ID == conf.LocalID {
 		n.done.Go(func() { n.transport.lead(conf.LocalID) }) // nobody else can be the leader
 	}
@@ -363,6 +365,18 @@ func (n *node) becomeReady(r *raft.Raft) {
 			n.wakeSeal()
 			return
 		}
+	}
+}
+
+// catchUp notes when this node first has what the leader has. Before, after a
+// restart, it may still be applying its own log: it would answer reads, but late.
+func (n *node) catchUp() {
+	for n.ctx.Err() == nil {
+		if n.confirmRead(n.ctx) == nil {
+			n.caughtUp.Store(true)
+			return
+		}
+		n.pause(20 * time.Millisecond)
 	}
 }
 
