@@ -352,7 +352,7 @@ func (n *node) leadershipLoop(r *raft.Raft, notify <-chan bool) {
 func (n *node) becomeReady(r *raft.Raft) {
 	for n.ctx.Err() == nil && r.State() == raft.Leader {
 		term := r.CurrentTerm()
-		if err := r.Barrier(time.Second).Error(); err != nil {
+		if err := n.wait(r.Barrier(time.Second)); err != nil {
 			n.fate(err)
 			n.pause(10 * time.Millisecond)
 			continue
@@ -504,7 +504,7 @@ func (n *node) transfer(ctx context.Context, to uint64) error {
 	// outcome would be unknown. Those who ask meanwhile try the next leader.
 	n.draining.Store(true)
 	defer n.draining.Store(false)
-	if err := r.Barrier(time.Second).Error(); err != nil {
+	if err := n.wait(r.Barrier(time.Second)); err != nil {
 		return err
 	}
 	done := make(chan error, 1)

@@ -343,7 +343,7 @@ func (n *node) admit(ask *joinRequest) error {
 		}
 		if s.ID != id {
 			n.o.logger.Info("retiring a former incarnation", "server", s.ID)
-			if err := r.RemoveServer(s.ID, 0, 5*time.Second).Error(); err != nil {
+			if err := n.wait(r.RemoveServer(s.ID, 0, 5*time.Second)); err != nil {
 				return err
 			}
 		}
@@ -353,7 +353,7 @@ func (n *node) admit(ask *joinRequest) error {
 			return nil
 		}
 	}
-	return r.AddNonvoter(id, raft.ServerAddress(ask.Raft), 0, 5*time.Second).Error()
+	return n.wait(r.AddNonvoter(id, raft.ServerAddress(ask.Raft), 0, 5*time.Second))
 }
 
 // livesElsewhere tells whether a server is this node, or answers at another
@@ -386,7 +386,7 @@ func (n *node) promote() {
 		if s.Suffrage == raft.Voter || !ok || p.state(n.o.now()) != stateAlive || p.ClusterID == "" || p.Index+1 < need {
 			continue
 		}
-		if err := r.AddVoter(s.ID, s.Address, 0, 5*time.Second).Error(); err != nil {
+		if err := n.wait(r.AddVoter(s.ID, s.Address, 0, 5*time.Second)); err != nil {
 			n.o.logger.Warn("making a voter", "server", s.ID, "error", err)
 			continue
 		}

@@ -359,11 +359,24 @@ func (n *node) waitBacklog() error {
 // apply has one log entry committed and applied.
 func (n *node) apply(data []byte) (any, error) {
 	f := n.raft.Load().Apply(data, enqueueLimit)
-	if err := f.Error(); err != nil {
+	if err := n.wait(f); err != nil {
 		return nil, n.fate(err)
 	}
 	n.transferStuck.Store(0)
 	return f.Response(), nil
+}
+
+// wait returns the error of a future, or that the node closes: what is in one
+// of Raft's queues when it shuts down is never answered.
+func (n *node) wait(f raft.Future) error {
+	answered := make(chan error, 1)
+	go func() { answered <- f.Error() }()
+	select {
+	case err := <-answered:
+		return err
+	case <-n.ctx.Done():
+		return raft.ErrRaftShutdown
+	}
 }
 
 // fate says what an error of Raft means for the entry: errNotApplied if it was

@@ -98,14 +98,14 @@ func (n *node) applyInParts(body []byte) (any, error) {
 	for ; len(body)-at > packSize; at += packSize {
 		ahead = append(ahead, r.Apply(part(at), enqueueLimit))
 		if len(ahead) >= partsAhead {
-			if err := ahead[0].Error(); err != nil {
+			if err := n.wait(ahead[0]); err != nil {
 				return nil, fmt.Errorf("%w: %w", errNotApplied, err)
 			}
 			ahead = ahead[1:]
 		}
 	}
 	for _, f := range ahead {
-		if err := f.Error(); err != nil {
+		if err := n.wait(f); err != nil {
 			return nil, fmt.Errorf("%w: %w", errNotApplied, err)
 		}
 	}
