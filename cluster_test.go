@@ -102,7 +102,7 @@ func testOptions(t testing.TB, id uint64) nodeOptions {
 	return nodeOptions{
 		id: id, httpURL: fmt.Sprintf("http://node-%d", id), dataDir: t.TempDir(), clusterName: "test", expect: 1, version: "test",
 		segmentSize: 1 << 20, maxValueSize: 8 << 20, sealAfter: time.Hour,
-		electionMin: 250 * time.Millisecond, electionMax: 500 * time.Millisecond, heartbeat: 50 * time.Millisecond,
+		electionMin: 250 * time.Millisecond, electionMax: 750 * time.Millisecond, heartbeat: 50 * time.Millisecond,
 		writeTimeout: 10 * time.Second, readTimeout: 5 * time.Second,
 		logger: testLogger(t), now: time.Now, logFileSize: 1 << 20,
 	}

@@ -133,16 +133,16 @@ type tieringConfig struct {
 // consensusConfig is [consensus]: Raft's timing, in milliseconds. All nodes of
 // a cluster should have the same.
 type consensusConfig struct {
-	// Silence of the leader after which a follower stands for election: each
-	// takes a random time in [min, 2*min). Default 600, so that a killed leader
-	// is replaced within two seconds and a slow fsync does not unseat one.
+	// With election_timeout_max this sets the base of Raft's timers: the smaller
+	// of this and a third of that. Default 600.
 	ElectionTimeoutMin int64 `toml:"election_timeout_min" min:"50" max:"60000"`
-	// Twice the base of a candidate's time-out: half of it bounds how long a
-	// candidate waits for votes before it tries again. At least
-	// election_timeout_min. Default 1200.
+	// Silence after which a follower has stood for election at the latest: each
+	// waits a random time from one to three times the base. At least
+	// election_timeout_min. Default 1200, so that a killed leader is replaced
+	// within two seconds; pre-votes keep a slow fsync from unseating one.
 	ElectionTimeoutMax int64 `toml:"election_timeout_max" min:"50" max:"120000"`
-	// Time between two heartbeats; less than half of election_timeout_min, so
-	// that one lost heartbeat costs no election. Default 100.
+	// Time between two heartbeats at most; Raft sends one every tenth to fifth of
+	// the base. Less than half of election_timeout_min. Default 100.
 	HeartbeatIntervalMS int64 `toml:"heartbeat_interval_ms" min:"5" max:"10000"`
 }
 

@@ -178,6 +178,7 @@ func (s *server) entries(c *call) (reply, error) {
 		return reply{}, err
 	}
 	want.end = s.store.size()
+	c.lines.addNumber("Scribe-Ledger-Size", want.end)
 	return reply{stream: func() error { return s.streamEntries(c, want) }}, nil
 }
 

@@ -20,15 +20,16 @@ const exportRetries = 10
 
 // exporter is one run of export.
 type exporter struct {
-	client *client
-	prefix string
-	next   uint64 // seq of the entry to ask for
-	end    uint64 // size of the ledger when export began
-	count  int64  // entries written
-	from   uint64
-	out    *bufio.Writer
-	bar    *progress
-	pause  time.Duration // before a stream is opened again
+	client   *client
+	prefix   string
+	next     uint64 // seq of the entry to ask for
+	end      uint64 // size of the ledger when export began
+	answered bool   // end is what the first answer said
+	count    int64  // entries written
+	from     uint64
+	out      *bufio.Writer
+	bar      *progress
+	pause    time.Duration // before a stream is opened again
 }
 
 // export writes all entries to standard output or into a file.
@@ -62,9 +63,10 @@ func (p *program) export(ctx context.Context, args []string) error {
 	return out.commit()
 }
 
-// run streams until the end is reached, again and again if need be.
+// run streams until the end is reached, again and again if need be. The first
+// answer tells the end: the status is only what that node has applied so far.
 func (j *exporter) run(ctx context.Context) error {
-	for failures := 0; j.next < j.end; {
+	for failures := 0; !j.answered || j.next < j.end; {
 		before := j.next
 		err := j.stream(ctx)
 		if flushed := j.out.Flush(); flushed != nil {
@@ -73,7 +75,7 @@ func (j *exporter) run(ctx context.Context) error {
 		switch {
 		case err != nil && !transient(err):
 			return err
-		case err == nil && j.next == before && j.prefix == "":
+		case err == nil && j.next == before && j.prefix == "" && j.next < j.end:
 			return fmt.Errorf("the server has no entry %d, its ledger had %d entries", j.next, j.end)
 		case err == nil && j.next == before:
 			return nil // the rest does not have the prefix
@@ -116,6 +118,10 @@ func (j *exporter) stream(ctx context.Context) error {
 		return err
 	}
 	defer resp.Body.Close()
+	if size, err := strconv.ParseUint(resp.Header.Get("Scribe-Ledger-Size"), 10, 64); err == nil && !j.answered {
+		j.end = max(j.end, size)
+	}
+	j.answered = true
 	r := bufio.NewReaderSize(resp.Body, 64<<10)
 	var line []byte
 	for j.next < j.end {

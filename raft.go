@@ -56,6 +56,7 @@ type node struct {
 	readyTerm atomic.Uint64 // the term in which this leader has applied everything before it
 	diskFull  atomic.Bool
 	draining  atomic.Bool // leadership is being handed over
+	caughtUp  atomic.Bool // since its start this node has had all that the leader had at some moment
 
 	sealNow  chan struct{} // look at once whether there is something to seal or to confirm
 	uploads  sync.Mutex    // held by the leader for an upload or a seal: never both at a time
@@ -88,7 +89,7 @@ type nodeOptions struct {
 	maxValueSize int64
 	sealAfter    time.Duration
 
-	electionMin  time.Duration // an election starts after a silence of electionMin to twice that
+	electionMin  time.Duration // how long a leader is silent before an election: see silence
 	electionMax  time.Duration
 	heartbeat    time.Duration
 	writeTimeout time.Duration
@@ -280,6 +281,7 @@ func (n *node) startRaft() error {
 	n.done.Go(func() { n.leadershipLoop(r, notify) })
 	n.done.Go(func() { n.observeLeader(r) })
 	n.done.Go(n.sealLoop)
+	n.done.Go(n.catchUp)
 	if servers := n.servers(); len(servers) == 1 && servers[0].ID == conf.LocalID {
 		n.done.Go(func() { n.transport.lead(conf.LocalID) }) // nobody else can be the leader
 	}
@@ -302,9 +304,9 @@ var termKey = []byte("CurrentTerm")
 func (n *node) raftConfig(self *nodeFile) *raft.Config {
 	c := raft.DefaultConfig()
 	c.LocalID = serverID(n.identity())
-	c.HeartbeatTimeout = n.o.electionMin
-	c.ElectionTimeout = max(n.o.electionMin, n.o.electionMax/2)
-	c.LeaderLeaseTimeout = n.o.electionMin * 4 / 5
+	c.HeartbeatTimeout = n.silence()
+	c.ElectionTimeout = n.silence()
+	c.LeaderLeaseTimeout = n.silence()
 	c.CommitTimeout = 20 * time.Millisecond // after which idle followers learn what is committed
 	c.MaxAppendEntries = 16
 	c.BatchApplyCh = true
@@ -317,6 +319,13 @@ func (n *node) raftConfig(self *nodeFile) *raft.Config {
 	c.LogOutput, c.LogLevel = raftLogger{n.o.logger}, "WARN"
 	return c
 }
+
+// silence is Raft's HeartbeatTimeout. Raft looks at the time of the last contact
+// when a timer of one to two of them fires, and starts the timer again if that
+// was less than one ago: a follower stands for election after a silence of one
+// to three of them, at most electionMax. Pre-votes make one that was too quick
+// harmless.
+func (n *node) silence() time.Duration { return min(n.o.electionMin, n.o.electionMax/3) }
 
 // uploadLimit is the largest command the FSM joins from parts: a batch with the
 // largest value there can be. It is the same on all nodes, whatever their
@@ -356,6 +365,18 @@ func (n *node) becomeReady(r *raft.Raft) {
 			n.wakeSeal()
 			return
 		}
+	}
+}
+
+// catchUp notes when this node first has what the leader has. Before, after a
+// restart, it may still be applying its own log: it would answer reads, but late.
+func (n *node) catchUp() {
+	for n.ctx.Err() == nil {
+		if n.confirmRead(n.ctx) == nil {
+			n.caughtUp.Store(true)
+			return
+		}
+		n.pause(20 * time.Millisecond)
 	}
 }
 

@@ -400,7 +400,7 @@ func (n *node) checkTransfer() {
 	now := n.o.now().UnixMilli()
 	if !n.transferStuck.CompareAndSwap(0, now) {
 		since := time.Duration(now-n.transferStuck.Load()) * time.Millisecond
-		if since > 6*max(n.o.electionMin, n.o.electionMax/2) {
+		if since > 6*n.silence() {
 			n.fail(fmt.Errorf("%w: leadership transfer is stuck", errRestart))
 		}
 	}

@@ -394,7 +394,7 @@ func TestMessagesStaySmall(t *testing.T) {
 	disks, gate := gates()
 	c := newCluster(t, 3, gate, func(o *nodeOptions) {
 		o.segmentSize, o.logFileSize, o.maxValueSize = 62<<20, 32<<20, 32<<20
-		o.electionMin, o.electionMax = time.Second, time.Second // a follower's leader stays
+		o.electionMin, o.electionMax = time.Second, 3*time.Second // a follower's leader stays
 	})
 	lead := c.leader()
 	behind := (lead + 1) % 3

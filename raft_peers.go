@@ -231,7 +231,7 @@ func (n *node) status() nodeStatus {
 			s.role = "follower"
 		}
 	}
-	s.contact, s.ready = n.lastContact(), s.leader != nil
+	s.contact, s.ready = n.lastContact(), s.leader != nil && n.caughtUp.Load()
 	return s
 }
 

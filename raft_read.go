@@ -126,7 +126,7 @@ func (n *node) confirmTerm(ctx context.Context) error {
 	voters := n.voters()
 	own := serverID(n.identity())
 	agree := make(chan bool, len(voters))
-	ctx, cancel := context.WithTimeout(ctx, n.o.electionMin)
+	ctx, cancel := context.WithTimeout(ctx, n.silence())
 	defer cancel()
 	votes, left := 0, 0
 	for _, v := range voters {

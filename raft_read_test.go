@@ -157,7 +157,7 @@ func TestReadWithoutLeader(t *testing.T) {
 
 // impatient shortens the wait for a leader.
 func impatient(o *nodeOptions) {
-	o.electionMin, o.electionMax = 100*time.Millisecond, 100*time.Millisecond
+	o.electionMin, o.electionMax = 100*time.Millisecond, 300*time.Millisecond
 }
 
 // Before a node belongs to a cluster it says so.

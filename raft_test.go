@@ -121,7 +121,7 @@ func TestF5TransferStuck(t *testing.T) {
 	var clock atomic.Int64
 	n := &node{failures: make(chan error, 1), o: testOptions(t, 1)}
 	n.o.now = func() time.Time { return time.UnixMilli(clock.Load()) }
-	n.o.electionMin, n.o.electionMax = time.Second, time.Second
+	n.o.electionMin, n.o.electionMax = time.Second, 3*time.Second
 	at := func(ms int64, want bool) {
 		t.Helper()
 		clock.Store(ms)
