@@ -71,6 +71,66 @@ func TestPackResults(t *testing.T) {
 	}
 }
 
+// The order holds while leadership moves: nothing that was acknowledged has
+// overtaken what was asked for earlier.
+func TestPackOrderWhileLeadershipMoves(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 3)
+	type one struct {
+		from, number int
+		ch           <-chan fate
+	}
+	sent := make(chan one, 100_000)
+	done := make(chan struct{})
+	var wg sync.WaitGroup
+	for i, n := range c.nodes {
+		wg.Go(func() {
+			for k := 0; ; k++ {
+				select {
+				case <-done:
+					return
+				default:
+				}
+				o := one{i, k, n.send(&request{ops: []operation{putOf(fmt.Sprint("key-", i), fmt.Sprint(k))}})}
+				sent <- o
+				if k%100 == 99 { // let the others have a turn
+					<-o.ch
+				}
+			}
+		})
+	}
+	for range 3 {
+		before := c.nodes[0].store.size()
+		eventually(t, "nothing is written", func() bool { return c.nodes[0].store.size() > before+500 })
+		c.transfer((c.leader() + 1) % 3)
+	}
+	close(done)
+	wg.Wait()
+	close(sent)
+	last := make(map[int]header)
+	for o := range sent {
+		f, ok := <-o.ch
+		if !ok { // the sender has read it
+			continue
+		}
+		if f.err != nil {
+			if !errors.Is(f.err, errUnknownOutcome) && !errors.Is(f.err, errNoLeader) {
+				t.Errorf("request %d of node %d: %v", o.number, o.from+1, f.err)
+			}
+			continue
+		}
+		h, err := parseHeader(f.headers[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if before, ok := last[o.from]; ok && before.seq >= h.seq {
+			t.Errorf("request %d of node %d is entry %d, one before it is entry %d", o.number, o.from+1, h.seq, before.seq)
+		}
+		last[o.from] = h
+		c.note(h)
+	}
+}
+
 // A pack that takes longer than the write time-out is answered once, as
 // unknown; those that wait behind it are answered too, although nobody comes
 // after them, and the packer goes on when the disk does.
