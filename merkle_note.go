@@ -48,7 +48,7 @@ const (
 )
 
 const (
-	maxNoteSize       = 1 << 20
+	maxNoteSize       = 1_000_000 // as in golang.org/x/mod/sumdb/note
 	maxNoteSignatures = 64
 	signatureDash     = "— "
 )
