@@ -8,10 +8,12 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 
 	"go.etcd.io/bbolt"
+	"golang.org/x/mod/sumdb/tlog"
 )
 
 // leavesOf reads the leaf hash of every entry of a store.
@@ -624,5 +626,57 @@ func TestTileCache(t *testing.T) {
 	}
 	if len(c.tiles) != cachedTiles || len(c.ring) != cachedTiles {
 		t.Errorf("%d tiles in %d places", len(c.tiles), len(c.ring))
+	}
+}
+
+// sumdbTiles lets golang.org/x/mod/sumdb/tlog read the tiles of a store.
+type sumdbTiles struct{ *store }
+
+func (s sumdbTiles) Height() int                     { return tileHeight }
+func (s sumdbTiles) SaveTiles([]tlog.Tile, [][]byte) {}
+
+func (s sumdbTiles) ReadTiles(tiles []tlog.Tile) ([][]byte, error) {
+	var all [][]byte
+	for _, t := range tiles {
+		id, err := parseTilePath(strings.TrimPrefix(t.Path(), fmt.Sprintf("tile/%d/", tileHeight)))
+		if err != nil {
+			return nil, err
+		}
+		b, err := s.tile(id)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, b)
+	}
+	return all, nil
+}
+
+// TestTilesInterop: another implementation proves from our tiles what we prove.
+func TestTilesInterop(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	h.fillLedger(66_000)
+	h.sealNow()
+	h.fillLedger(77)
+	leaves := leavesOf(t, h.store)
+	for _, size := range []int64{1, 255, 256, 257, 65_535, 65_536, 65_537, 66_077} {
+		root, err := h.store.root(uint64(size))
+		if err != nil {
+			t.Fatal(err)
+		}
+		theirs := tlog.TileHashReader(tlog.Tree{N: size, Hash: tlog.Hash(root)}, sumdbTiles{h.store}) // checks every tile against the root
+		for _, seq := range []int64{0, size / 3, size - 1} {
+			proof, err := tlog.ProveRecord(size, seq, theirs)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ours, err := h.store.inclusion(uint64(seq), uint64(size))
+			if err != nil || !slices.EqualFunc(proof, ours, func(a tlog.Hash, b hash) bool { return hash(a) == b }) {
+				t.Errorf("inclusion of %d in %d: %v, theirs has %d hashes, ours %d", seq, size, err, len(proof), len(ours))
+			}
+			if err := tlog.CheckRecord(proof, size, tlog.Hash(root), seq, tlog.Hash(leaves[seq])); err != nil {
+				t.Error(err)
+			}
+		}
 	}
 }
