@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"os"
-	"runtime/debug"
 	"strings"
 	"time"
 )
@@ -19,15 +17,6 @@ const (
 	requestGrace = 10 * time.Second       // for requests under way when serve is told to stop
 	closeGrace   = 10 * time.Second       // for handing over leadership and flushing after that
 	restartPause = 100 * time.Millisecond // before a node is opened again
-)
-
-// The garbage collector runs when the heap has grown by collectAt percent, and
-// harder above memoryGoal bytes. Most of the heap is the pending segment: half
-// of Go's default keeps the process below 350 MiB at full speed instead of 550
-// and costs no rate that could be measured. GOGC and GOMEMLIMIT win over them.
-const (
-	collectAt  = 50
-	memoryGoal = 1 << 30
 )
 
 // serve runs a node until ctx ends or the node fails.
@@ -51,12 +40,7 @@ func (p *program) serve(ctx context.Context, args []string) error {
 	if c.host() != c.Node.Address {
 		logger.Warn("no other node can join one whose address stands for all interfaces", "address", c.Node.Address)
 	}
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(collectAt)
-	}
-	if os.Getenv("GOMEMLIMIT") == "" {
-		debug.SetMemoryLimit(memoryGoal)
-	}
+	limitMemory(ctx)
 	start := func(ln net.Listener) (*service, error) { return p.startNode(c, ln, logger) }
 	if err := serveForever(ctx, c.clientAddr(), logger, start); err != nil {
 		return &exitError{exitUnusable, err}
