@@ -532,6 +532,10 @@ func (n *node) transfer(ctx context.Context, to uint64) error {
 			done <- fmt.Errorf("%w: no node has id %d", errNotFound, to)
 			return
 		}
+		if s.Suffrage != raft.Voter { // Raft would make it a candidate for ever
+			done <- fmt.Errorf("node %d does not vote and cannot lead", to)
+			return
+		}
 		done <- r.LeadershipTransferToServer(s.ID, s.Address).Error()
 	}()
 	select {

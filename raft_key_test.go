@@ -102,6 +102,7 @@ func TestLedgerKeySurvives(t *testing.T) {
 	})
 	c.comeBack(down)
 	check("after an install")
+	c.wantVoters(3)
 	c.transfer(down)
 	c.restart(down)
 	check("after a restart from D")
