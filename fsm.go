@@ -34,6 +34,14 @@ type fsm struct {
 	ops          []operation // room for parsing
 	appliedIndex atomic.Uint64
 
+	// compared is the size at which this replica's tree was last found to be
+	// that of most nodes; agreed is told.
+	compared uint64
+	agreed   func(treeClaim)
+
+	// alter, in tests, changes a command on this replica alone.
+	alter func([]byte) []byte
+
 	// uploadLimit bounds the bytes of one command that comes in parts.
 	uploadLimit uint32
 
@@ -78,6 +86,7 @@ func (f *fsm) moveTo(c *checkpoint) {
 	f.index, f.term, f.time = c.index, c.term, c.time
 	f.config, f.configIndex = c.configuration, c.configIndex
 	f.upload = upload{}
+	f.compared = f.store.manifest.Load().confirmedEnd()
 	f.appliedIndex.Store(c.index)
 }
 
@@ -123,6 +132,9 @@ func (f *fsm) apply(l *raft.Log) (any, error) {
 		return nil, nil
 	}
 	c := &cursor{b: l.Data}
+	if f.alter != nil {
+		c.b = f.alter(l.Data)
+	}
 	switch kind := commandKind(c.uint8()); kind {
 	case commandPack:
 		return f.applyPack(c)
@@ -131,14 +143,9 @@ func (f *fsm) apply(l *raft.Log) (any, error) {
 	case commandSeal:
 		return nil, f.applySeal(c, l)
 	case commandConfirm:
-		info, rest, err := parseSegmentInfo(c.b)
-		if err == nil && len(rest) > 0 {
-			err = fmt.Errorf("%w: %d bytes follow a confirm command", errCorrupt, len(rest))
-		}
-		if err != nil {
-			return nil, err
-		}
-		return nil, f.store.confirm(info)
+		return nil, f.applyConfirm(c.b)
+	case commandCheck:
+		return nil, f.applyCheck(c.b)
 	default:
 		return nil, fmt.Errorf("command of kind %d: %w", kind, errFormat)
 	}

@@ -26,7 +26,8 @@ import (
 //	raft_upload.go     the same for a request too large for a pack
 //	raft_stream.go     what nodes ask each other all the time
 //	raft_read.go       linearizable reads
-//	raft_seal.go       when segments are sealed and confirmed
+//	raft_seal.go       when segments are sealed
+//	raft_diverge.go    whether all nodes have the same; raft_repair.go what then
 //	raft_snapshot.go   snapshots and the segments they name
 //	raft_peers.go      what the nodes know of each other
 //	raft_log.go        the Raft log on disk
@@ -58,7 +59,10 @@ type node struct {
 	draining  atomic.Bool // leadership is being handed over
 	caughtUp  atomic.Bool // since its start this node has had all that the leader had at some moment
 
-	sealNow  chan struct{} // look at once whether there is something to seal or to confirm
+	checks comparisons
+	ending raftEnd
+
+	sealNow  chan struct{} // look at once whether there is something to seal
 	uploads  sync.Mutex    // held by the leader for an upload or a seal: never both at a time
 	failures chan error
 	fetches  segmentFetcher
@@ -92,6 +96,7 @@ type nodeOptions struct {
 	electionMin  time.Duration // how long a leader is silent before an election: see silence
 	electionMax  time.Duration
 	heartbeat    time.Duration
+	checkEvery   time.Duration // between two comparisons with the other nodes; 0 = checkEvery
 	writeTimeout time.Duration
 	readTimeout  time.Duration
 
@@ -102,6 +107,7 @@ type nodeOptions struct {
 	// For tests: how connections are made, and what breaks on disk.
 	dial        func(ctx context.Context, addr string) (net.Conn, error)
 	storeFault  func(step string) error
+	alter       func(command []byte) []byte // what this node applies in place of a command
 	logDisk     logDisk
 	logFileSize int64
 }
@@ -124,6 +130,10 @@ func openNode(o nodeOptions) (_ *node, err error) {
 	}
 	n := &node{o: o, sealNow: make(chan struct{}, 1), failures: make(chan error, 1)}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
+	n.checks.wake = make(chan struct{}, 1)
+	if n.o.checkEvery == 0 {
+		n.o.checkEvery = checkEvery
+	}
 	n.packer.n, n.reads.n, n.fetches.n, n.streams.n = n, n, n, n
 	n.bodies.free = max(bodyBudget, 2*o.maxValueSize)
 	n.changing.init()
@@ -133,6 +143,9 @@ func openNode(o nodeOptions) (_ *node, err error) {
 		}
 	}()
 	if n.lock, err = lockDir(o.dataDir); err != nil {
+		return nil, err
+	}
+	if err := refuseDiverged(o.dataDir); err != nil {
 		return nil, err
 	}
 	self, err := n.loadIdentity()
@@ -259,7 +272,7 @@ func (n *node) startRaft() error {
 	if err != nil {
 		return err
 	}
-	f.fetch, f.installed = n.fetches.fetch, n.snapshotInstalled
+	f.fetch, f.installed, f.agreed, f.alter = n.fetches.fetch, n.snapshotInstalled, n.agreed, n.o.alter
 	snaps := &snapshotStore{n: n}
 	conf := n.raftConfig(self)
 	if !self.Started {
@@ -281,6 +294,7 @@ func (n *node) startRaft() error {
 	n.done.Go(func() { n.leadershipLoop(r, notify) })
 	n.done.Go(func() { n.observeLeader(r) })
 	n.done.Go(n.sealLoop)
+	n.done.Go(n.checkLoop)
 	n.done.Go(n.catchUp)
 	if servers := n.servers(); len(servers) == 1 && servers[0].ID == conf.LocalID {
 		n.done.Go(func() { n.transport.lead(conf.LocalID) }) // nobody else can be the leader
@@ -431,6 +445,9 @@ func (n *node) pause(d time.Duration) {
 
 // fail reports the error that ends this node; only the first counts.
 func (n *node) fail(err error) {
+	if errors.Is(err, errDiverged) {
+		err = n.condemn(err)
+	}
 	n.o.logger.Debug("node cannot go on", "error", err) // who reads failed says it aloud
 	select {
 	case n.failures <- err:
@@ -551,7 +568,7 @@ func (n *node) release() error {
 		n.store.stop() // Raft waits for the FSM, which may wait for a full disk
 	}
 	if r := n.raft.Load(); r != nil {
-		if err := r.Shutdown().Error(); err != nil {
+		if err := n.stopRaft().Error(); err != nil {
 			n.o.logger.Warn("stopping Raft", "error", err)
 		}
 	}
@@ -565,7 +582,7 @@ func (n *node) release() error {
 	}
 	n.done.Wait()
 	if r := n.raft.Load(); r != nil { // it may have started since
-		errs = append(errs, r.Shutdown().Error())
+		errs = append(errs, n.stopRaft().Error())
 	}
 	if n.store != nil {
 		errs = append(errs, n.store.close())
@@ -615,6 +632,7 @@ func (n *node) internalRoutes() http.Handler {
 	m.HandleFunc("POST /join", n.serveJoin)
 	m.HandleFunc("POST /pack", n.serveLarge)
 	m.HandleFunc("POST /seal", n.serveSeal)
+	m.HandleFunc("POST /compare", n.serveCompare)
 	m.HandleFunc("POST /transfer", n.serveTransfer)
 	m.HandleFunc("GET /segments/{id}", n.serveSegment)
 	return m

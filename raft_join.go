@@ -45,6 +45,7 @@ type hello struct {
 	Applied     uint64 `json:"applied"` // entries
 	Index       uint64 `json:"index"`   // Raft index applied
 	DiskFull    bool   `json:"disk_full,omitempty"`
+	Leader      string `json:"leader,omitempty"` // internal address of the leader it knows
 }
 
 // joinRequest asks for membership.
@@ -429,6 +430,8 @@ func (n *node) hello() hello {
 	if self.Pledge != nil {
 		h.Pledge = self.Pledge.ClusterID
 	}
+	leader, _ := n.leaderServer()
+	h.Leader = string(leader)
 	if f := n.fsm.Load(); f != nil {
 		h.Index = f.appliedIndex.Load()
 	}

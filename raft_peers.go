@@ -222,7 +222,7 @@ func (n *node) status() nodeStatus {
 	}
 	switch r.State() {
 	case raft.Leader:
-		s.role, s.contact, s.ready = "leader", 0, n.readyTerm.Load() == s.term
+		s.role, s.contact, s.ready = "leader", 0, n.readyTerm.Load() == s.term && n.mayServe() == nil
 		return s
 	case raft.Candidate:
 		s.role = "candidate"
@@ -231,7 +231,7 @@ func (n *node) status() nodeStatus {
 			s.role = "follower"
 		}
 	}
-	s.contact, s.ready = n.lastContact(), s.leader != nil && n.caughtUp.Load()
+	s.contact, s.ready = n.lastContact(), s.leader != nil && n.caughtUp.Load() && n.mayServe() == nil
 	return s
 }
 
