@@ -92,6 +92,8 @@ type nodeOptions struct {
 	segmentSize  int64
 	maxValueSize int64
 	sealAfter    time.Duration
+	scrubRate    int64         // bytes a second; 0 = no scrub
+	scrubPause   time.Duration // between its passes; 0 = scrubPause
 
 	electionMin  time.Duration // how long a leader is silent before an election: see silence
 	electionMax  time.Duration
@@ -201,6 +203,7 @@ func (n *node) openDisk() (err error) {
 	n.store, err = openStore(storeOptions{
 		dir: n.o.dataDir, cluster: n.self.Load().cluster, logger: n.o.logger, metrics: n.o.metrics,
 		moved: n.checkpointMoved, fatal: n.fail, fault: n.o.storeFault,
+		refetch: n.refetch, mayRefetch: hasOthers, scrubRate: n.o.scrubRate, scrubPause: n.o.scrubPause,
 	})
 	if err != nil {
 		return err

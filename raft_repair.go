@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/http"
 	"os"
@@ -11,6 +12,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/hashicorp/raft"
 )
 
 // Repair of a node whose state is wrong or damaged beyond what the scrub mends:
@@ -55,6 +58,28 @@ func repairNode(ctx context.Context, o nodeOptions) (string, error) {
 		return "", err
 	}
 	return setAside(o.dataDir, o.now())
+}
+
+// hasOthers tells whether the cluster had more than one server at a checkpoint.
+func hasOthers(at checkpoint) bool {
+	return len(at.configuration) > 0 && len(raft.DecodeConfiguration(at.configuration).Servers) > 1
+}
+
+// refetch gets a segment file from another node that has it sound, through write.
+func (n *node) refetch(info segmentInfo, write func(body func(io.Writer) error) error) error {
+	if n.raft.Load() == nil {
+		return errors.New("this node has not started yet")
+	}
+	err := errors.New("no other node to fetch from")
+	for _, s := range n.fetches.sources() {
+		werr := write(func(w io.Writer) error { return n.pullSegment(string(s.Address), info.id(), w) })
+		if werr == nil {
+			n.o.logger.Info("segment fetched again", "segment", info.id(), "from", s.ID)
+			return nil
+		}
+		err = errors.Join(err, fmt.Errorf("server %s: %w", s.ID, werr))
+	}
+	return err
 }
 
 // findOthers returns nil if another node says that it leads this node's cluster.

@@ -137,7 +137,19 @@ func (s *store) entryFrom(seq uint64, pl *place, value bool) (entry, error) {
 	if k < 0 {
 		return entry{}, errNotFound
 	}
-	file, err := s.segment(m.segments[k])
+	e, err := s.entryIn(m.segments[k], seq, pl, value)
+	if !damagedFile(err) {
+		return e, err
+	}
+	if merr := s.mend(m.segments[k]); merr != nil {
+		return entry{}, fmt.Errorf("entry %d: %w: %w; %w", seq, errCorrupt, err, merr)
+	}
+	return s.entryIn(m.segments[k], seq, pl, value)
+}
+
+// entryIn reads an entry from the file of its segment.
+func (s *store) entryIn(info segmentInfo, seq uint64, pl *place, value bool) (entry, error) {
+	file, err := s.segment(info)
 	if err != nil {
 		return entry{}, err
 	}
