@@ -46,6 +46,7 @@ type hello struct {
 	Index       uint64 `json:"index"`   // Raft index applied
 	DiskFull    bool   `json:"disk_full,omitempty"`
 	Leader      string `json:"leader,omitempty"` // internal address of the leader it knows
+	Doubt       bool   `json:"doubt,omitempty"`  // it does not know whether its bytes are right
 }
 
 // joinRequest asks for membership.
@@ -431,7 +432,7 @@ func (n *node) hello() hello {
 		h.Pledge = self.Pledge.ClusterID
 	}
 	leader, _ := n.leaderServer()
-	h.Leader = string(leader)
+	h.Leader, h.Doubt = string(leader), n.mayServe() != nil
 	if f := n.fsm.Load(); f != nil {
 		h.Index = f.appliedIndex.Load()
 	}

@@ -67,8 +67,10 @@ func hasOthers(at checkpoint) bool {
 
 // refetch gets a segment file from another node that has it sound, through write.
 func (n *node) refetch(info segmentInfo, write func(body func(io.Writer) error) error) error {
-	if n.raft.Load() == nil {
-		return errors.New("this node has not started yet")
+	for n.raft.Load() == nil { // the store is open before the node is
+		if n.pause(10 * time.Millisecond); n.ctx.Err() != nil {
+			return n.ctx.Err()
+		}
 	}
 	err := errors.New("no other node to fetch from")
 	for _, s := range n.fetches.sources() {
@@ -98,8 +100,12 @@ func (n *node) findOthers() error {
 		switch {
 		case err != nil:
 			missing = fmt.Errorf("%w; %s: %w", missing, ask[i], err)
-		case h.ClusterID != self.ClusterID || h.ID == self.NodeID || h.Leader == "":
-			missing = fmt.Errorf("%w; node %d of cluster %q at %s knows no leader of cluster %q", missing, h.ID, h.ClusterID, ask[i], self.ClusterID)
+		case h.ClusterID != self.ClusterID || h.ID == self.NodeID:
+			missing = fmt.Errorf("%w; %s is node %d of cluster %q", missing, ask[i], h.ID, h.ClusterID)
+		case h.Leader == "" || h.Leader == n.o.raftAddr:
+			missing = fmt.Errorf("%w; node %d at %s knows no other leader", missing, h.ID, ask[i])
+		case h.Doubt:
+			missing = fmt.Errorf("%w; node %d at %s does not know whether its own is right", missing, h.ID, ask[i])
 		case h.Leader == h.Raft:
 			return nil
 		case !slices.Contains(ask, h.Leader):
