@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -119,7 +120,7 @@ func (n *node) proposeChecks() error {
 	}
 	size := n.store.size()
 	age := time.Duration(n.o.now().UnixMilli()-n.checks.since.Load()) * time.Millisecond
-	if n.checks.doubt.Load() == nil && (size <= n.checks.size.Load() || age < n.o.checkEvery) {
+	if size == 0 || !n.inDoubt() && (size <= n.checks.size.Load() || age < n.o.checkEvery) {
 		return nil
 	}
 	c, err := n.ownClaim(size, false)
@@ -130,6 +131,14 @@ func (n *node) proposeChecks() error {
 		return err
 	}
 	return n.propose(appendCheck(nil, c.size, c.root))
+}
+
+// inDoubt tells whether this node is in doubt, or another voter that is there.
+func (n *node) inDoubt() bool {
+	return n.checks.doubt.Load() != nil || slices.ContainsFunc(n.voters(), func(s raft.Server) bool {
+		p, ok := n.peers.get(s.ID)
+		return ok && p.Doubt && p.state(n.o.now()) == stateAlive
+	})
 }
 
 // proposeConfirm puts the description of a sealed segment into the manifest of
@@ -323,7 +332,7 @@ func (n *node) waitClaim(ctx context.Context, size uint64, segment bool) (treeCl
 
 // agreed notes that this node has what most have, which may end a doubt.
 func (n *node) agreed(c treeClaim) {
-	n.checks.size.Store(c.size)
+	n.checks.size.Store(max(c.size, n.checks.size.Load())) // only the apply goroutine does
 	n.checks.since.Store(n.o.now().UnixMilli())
 	d := n.checks.doubt.Load()
 	if d != nil && c.size >= d.own.size && (d.own.sum == hash{} || c.sum != hash{}) && n.checks.doubt.CompareAndSwap(d, nil) {

@@ -142,7 +142,7 @@ func (s *store) entryFrom(seq uint64, pl *place, value bool) (entry, error) {
 		return e, err
 	}
 	if merr := s.mend(m.segments[k]); merr != nil {
-		return entry{}, fmt.Errorf("entry %d: %w: %w; %w", seq, errCorrupt, err, merr)
+		return entry{}, fmt.Errorf("entry %d: %w: %v; %v", seq, errCorrupt, err, merr) // a missing file is no missing entry
 	}
 	return s.entryIn(m.segments[k], seq, pl, value)
 }
@@ -407,9 +407,19 @@ func (s *store) segmentByID(id string) (*segmentFile, segmentInfo, error) {
 	return nil, segmentInfo{}, fmt.Errorf("segment %q: %w", id, errNotFound)
 }
 
-// sealedFile opens the file of a confirmed segment for the caller to close.
+// sealedFile opens the file of a confirmed segment for the caller to close. One
+// that is missing or cannot be a segment is mended first.
 func (s *store) sealedFile(id string) (*os.File, segmentInfo, error) {
 	_, info, err := s.segmentByID(id)
+	if errors.Is(err, errNotFound) {
+		return nil, info, err
+	}
+	if damagedFile(err) {
+		if merr := s.mend(info); merr != nil {
+			return nil, info, fmt.Errorf("segment %s: %w: %v; %v", id, errCorrupt, err, merr)
+		}
+		err = nil
+	}
 	if err != nil {
 		return nil, info, err
 	}

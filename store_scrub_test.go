@@ -163,6 +163,22 @@ func TestScrubAlone(t *testing.T) {
 	}
 	flipBit(t, path, segmentHeaderSize+3, 5) // as it was
 	eventually(t, "the damage is not forgotten", func() bool { return s.storageState() == "ok" })
+	if err := os.Rename(path, path+".away"); err != nil {
+		t.Fatal(err)
+	}
+	s.files.drop(0)
+	eventually(t, "the missing file is not told", func() bool { return s.storageState() != "ok" })
+	for what, err := range map[string]error{
+		"read":    func() error { _, err := s.get([]byte("k"), selector{}); return err }(),
+		"segment": func() error { _, _, err := s.sealedFile(s.durable.Load().segments[0].id()); return err }(),
+	} {
+		if !errors.Is(err, errCorrupt) || errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s of a missing file gives %v", what, err)
+		}
+	}
+	if err := os.Rename(path+".away", path); err != nil {
+		t.Fatal(err)
+	}
 	c.kill(0)
 	flipBit(t, path, 2, 0)
 	wantError(t, c.tryStart(0), errCorrupt, path)
