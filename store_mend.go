@@ -215,39 +215,24 @@ func (s *store) mendRun(info runInfo, err error) bool {
 	return true
 }
 
-// mendTile writes a damaged tile of ledger.db again and returns it. One that is
-// still open is in memory: the block it is in is written anew.
+// mendTile writes a damaged tile of ledger.db again and returns it.
 func (s *store) mendTile(id tileID, cause error) (*tile, error) {
 	if !errors.Is(cause, errCorrupt) {
 		return nil, cause
 	}
+	s.lists.Lock() // D stays, and with it the width of the last tile
+	defer s.lists.Unlock()
+	if count := s.durable.Load().at.size >> (tileHeight * id.level); id.width != int(min(count-id.index*tileWidth, tileWidth)) {
+		return nil, fmt.Errorf("tile %s has grown meanwhile", id.path())
+	}
 	what := "tile " + id.path()
 	s.noteDamage(what, diskDamage{err: cause})
 	t, err := s.rebuildTile(s.recentTiles(), id, cause)
-	if err == nil && id.width < tileWidth {
-		err = s.rewriteEdge(id.level)
-	}
 	if err != nil {
 		return nil, fmt.Errorf("building a tile again: %v", err)
 	}
 	s.noteMended(what)
 	return t, nil
-}
-
-// rewriteEdge writes the last block of a level as it is in memory. Blocks that
-// reach beyond D stay: a snapshot is being installed, and the next pass looks again.
-func (s *store) rewriteEdge(level int) error {
-	s.lists.Lock() // D stays
-	defer s.lists.Unlock()
-	size, recent := s.durable.Load().at.size, s.recentTiles()
-	count := size >> (tileHeight * level)
-	return s.writeTiles(func(t ledgerTx) error {
-		if have, err := treeSize(t.tx); err != nil || have != size {
-			return err
-		}
-		key, _ := tileKey(level, firstOfBlock(count))
-		return errors.Join(t.tx.Bucket(bucketTiles).Delete(key), t.putBlock(recent, level, firstOfBlock(count), count))
-	})
 }
 
 // storageState is what /health says of the disk's contents.
