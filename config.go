@@ -88,7 +88,7 @@ type storageConfig struct {
 	// such uploads at once fit into 1.5 GiB; 1 KiB to 1 GiB.
 	MaxValueSize int64 `toml:"max_value_size" min:"1024" max:"1073741824"`
 	// Bytes a second at which the node reads its files again to find what has
-	// rotted. Default 4 MiB, 60 GiB in four hours; 0 = never.
+	// rotted. Default 4 MiB: 60 GiB in four hours, for two percent of a core; 0 = never.
 	ScrubRate int64 `toml:"scrub_rate" min:"0" max:"1099511627776"`
 
 	S3      s3Config      `toml:"s3" later:"true"`

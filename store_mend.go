@@ -39,8 +39,9 @@ type scrubState struct {
 // diskDamage is something on the disk that is not what was written.
 type diskDamage struct {
 	err     error
-	tried   time.Time // when mending was last tried
-	segment *segmentInfo
+	tried   time.Time    // when mending was last tried, of a segment
+	segment *segmentInfo // nil: not a segment
+	seen    time.Time    // when it was last found
 }
 
 // mending is a repair under way.
@@ -67,6 +68,7 @@ func (s *store) noteDamage(what string, d diskDamage) {
 	if s.scrub.damages == nil {
 		s.scrub.damages = make(map[string]diskDamage)
 	}
+	d.seen = time.Now()
 	s.scrub.damages[what] = d
 	s.o.metrics.scrub.damaged.set(int64(len(s.scrub.damages)))
 }
@@ -80,6 +82,15 @@ func (s *store) noteMended(what string) {
 		s.o.metrics.scrub.repaired.add(1)
 	}
 	delete(s.scrub.damages, what)
+	s.o.metrics.scrub.damaged.set(int64(len(s.scrub.damages)))
+}
+
+// noteGone forgets what a pass that began at start has not found again: a run
+// was merged away, a tile was built again by who read it.
+func (s *store) noteGone(start time.Time) {
+	s.scrub.mu.Lock()
+	defer s.scrub.mu.Unlock()
+	maps.DeleteFunc(s.scrub.damages, func(_ string, d diskDamage) bool { return d.segment == nil && d.seen.Before(start) })
 	s.o.metrics.scrub.damaged.set(int64(len(s.scrub.damages)))
 }
 

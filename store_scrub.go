@@ -51,12 +51,15 @@ func (s *store) scrubLoop() {
 // scrubPass reads everything once, the oldest first. It returns an error only
 // when ctx ends.
 func (s *store) scrubPass(ctx context.Context, p *pace) error {
+	start := time.Now()
 	for _, info := range s.durable.Load().segments {
 		err := s.scrubSegment(ctx, p, info)
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
 		case errors.Is(err, errNotInIndex): // told already
+		case errors.Is(err, errAsWritten):
+			s.noteDamage("contents of "+segmentName(info), diskDamage{err: err})
 		case damagedFile(err):
 			s.noteDamage(segmentName(info), diskDamage{err: err, segment: &info})
 			s.mend(info)
@@ -74,14 +77,18 @@ func (s *store) scrubPass(ctx context.Context, p *pace) error {
 	}
 	if err := s.scrubLedger(); err != nil {
 		s.noteDamage(ledgerName, diskDamage{err: err})
-	} else {
-		s.noteMended(ledgerName)
 	}
+	s.noteGone(start)
 	return ctx.Err()
 }
 
-// errNotInIndex says that the key index does not have an entry where it is.
-var errNotInIndex = errors.New("index does not match the segment")
+var (
+	// errNotInIndex says that the key index does not have an entry where it is.
+	errNotInIndex = errors.New("index does not match the segment")
+	// errAsWritten says that a file is wrong although it is what was written:
+	// no other node has a better one.
+	errAsWritten = errors.New("the file is wrong as it was written")
+)
 
 // scrubSegment checks a segment file, and on the way that the index finds its entries.
 func (s *store) scrubSegment(ctx context.Context, p *pace, info segmentInfo) error {
@@ -107,6 +114,9 @@ func (s *store) scrubSegment(ctx context.Context, p *pace, info segmentInfo) err
 	})
 	if err == nil && root != info.root {
 		err = fmt.Errorf("segment %s: %w: its records give root %s", info.id(), errCorrupt, root)
+	}
+	if errors.Is(err, errCorrupt) && !errors.Is(err, errNotInIndex) {
+		return fmt.Errorf("%w: %w", errAsWritten, err)
 	}
 	if err == nil {
 		s.noteMended(segmentName(info))
