@@ -381,6 +381,7 @@ func FuzzCommand(f *testing.F) {
 	parts := goldenParts()
 	f.Add(parts[0], parts[1], parts[2])
 	f.Add(goldenPack(), appendConfirm(nil, goldenInfo(), hash{9}), appendSeal(nil, 5, 7))
+	f.Add(goldenPack(), appendCheck(nil, 3, hash{9}), appendCheck(nil, 1<<60, hash{}))
 	h := newHarness(f)
 	f.Fuzz(func(t *testing.T, a, b, c []byte) {
 		for _, command := range [][]byte{a, b, c} {
