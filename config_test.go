@@ -300,7 +300,7 @@ func TestConfigAddresses(t *testing.T) {
 const apiKeys = `
 node: id address data_dir region
 network: listen_addr client_port raft_port seed_peers
-storage: segment_size seal_after max_cache_size max_value_size
+storage: segment_size seal_after max_cache_size max_value_size scrub_rate
 storage.s3: bucket region endpoint access_key_id secret_access_key path_style prefix timeout_secs max_retries pool_size
 storage.tiering: age_threshold_secs local_max_bytes compression_level enable_auto_archival archival_check_interval_secs
 consensus: election_timeout_min election_timeout_max heartbeat_interval_ms
@@ -309,7 +309,7 @@ discovery: enabled discovery_port broadcast_addr heartbeat_interval_ms failure_t
 api: read_consistency write_timeout_secs read_timeout_secs allow_delete
 log: level format`
 
-// TestConfigKeys: the keys are those of API.md, each has a variable of its own
+// TestConfigKeys: the keys are those of API.md and scrub_rate, each has a variable of its own
 // that reaches it, and its tags allow its default.
 func TestConfigKeys(t *testing.T) {
 	l := newConfigLoader(defaultConfig())
@@ -334,7 +334,7 @@ func TestConfigKeys(t *testing.T) {
 		}
 	}
 	if known != 0 {
-		t.Errorf("there are %d keys that API.md does not name", known)
+		t.Errorf("there are %d keys that the list does not name", known)
 	}
 	for key, f := range l.fields {
 		if want := f.set(f.value.Interface()); want != "" && f.value.Type() != reflect.TypeFor[time.Duration]() && key != "cluster.expect" {

@@ -35,6 +35,14 @@ type fsm struct {
 	appliedIndex atomic.Uint64
 	keys         atomic.Pointer[ledgerKeys] // that sign the ledger; anybody reads
 
+	// compared is the size at which this replica's tree was last found to be
+	// that of most nodes; agreed is told.
+	compared uint64
+	agreed   func(treeClaim)
+
+	// alter, in tests, changes a command on this replica alone.
+	alter func([]byte) []byte
+
 	// uploadLimit bounds the bytes of one command that comes in parts.
 	uploadLimit uint32
 
@@ -86,6 +94,7 @@ func (f *fsm) moveTo(c *checkpoint) {
 	f.index, f.term, f.time = c.index, c.term, c.time
 	f.config, f.configIndex = c.configuration, c.configIndex
 	f.upload = upload{}
+	f.compared = f.store.manifest.Load().confirmedEnd()
 	f.appliedIndex.Store(c.index)
 }
 
@@ -131,6 +140,9 @@ func (f *fsm) apply(l *raft.Log) (any, error) {
 		return nil, nil
 	}
 	c := &cursor{b: l.Data}
+	if f.alter != nil {
+		c.b = f.alter(l.Data)
+	}
 	switch kind := commandKind(c.uint8()); kind {
 	case commandPack:
 		return f.applyPack(c)
@@ -139,16 +151,11 @@ func (f *fsm) apply(l *raft.Log) (any, error) {
 	case commandSeal:
 		return nil, f.applySeal(c, l)
 	case commandConfirm:
-		info, rest, err := parseSegmentInfo(c.b)
-		if err == nil && len(rest) > 0 {
-			err = fmt.Errorf("%w: %d bytes follow a confirm command", errCorrupt, len(rest))
-		}
-		if err != nil {
-			return nil, err
-		}
-		return nil, f.store.confirm(info)
+		return nil, f.applyConfirm(c.b)
 	case commandKey:
 		return f.applyKey(c, l.Index)
+	case commandCheck:
+		return nil, f.applyCheck(c.b)
 	default:
 		return nil, fmt.Errorf("command of kind %d: %w", kind, errFormat)
 	}

@@ -16,9 +16,12 @@ import (
 //	3 seal      int64 time, uint64 first: close the pending segment that
 //	            starts at entry first
 //	4 confirm   one segmentInfo (manifest.go): the leader's description of a
-//	            sealed segment
+//	            sealed segment; then the 32 bytes of the root of the whole tree
+//	            at its end, which logs of older programs do not have
 //	5 key       32 public key it replaces (zero: none), 32 seed, uint16 length,
 //	            then the origin: the key that signs the ledger (fsm_key.go)
+//	6 check     uint64 size, the 32 bytes of the root of the tree over so many
+//	            entries
 //
 // Request:
 //
@@ -55,6 +58,7 @@ const (
 	commandSeal    commandKind = 3
 	commandConfirm commandKind = 4
 	commandKey     commandKind = 5
+	commandCheck   commandKind = 6
 
 	flagAtomic = 1
 
@@ -296,9 +300,36 @@ func appendSeal(b []byte, time int64, first uint64) []byte {
 	return binary.BigEndian.AppendUint64(b, first)
 }
 
-// appendConfirm appends a confirm command.
-func appendConfirm(b []byte, i segmentInfo) []byte {
-	return i.append(append(b, byte(commandConfirm)))
+// appendConfirm appends a confirm command; root is that of the whole tree at
+// the segment's end.
+func appendConfirm(b []byte, i segmentInfo, root hash) []byte {
+	return append(i.append(append(b, byte(commandConfirm))), root[:]...)
+}
+
+// parseConfirm reads a confirm command without its kind; root is zero when an
+// older program wrote it.
+func parseConfirm(b []byte) (i segmentInfo, root hash, err error) {
+	i, rest, err := parseSegmentInfo(b)
+	if err == nil && len(rest) != 0 && len(rest) != len(root) {
+		err = fmt.Errorf("%w: %d bytes follow the segment of a confirm command", errCorrupt, len(rest))
+	}
+	copy(root[:], rest)
+	return i, root, err
+}
+
+// appendCheck appends a check command.
+func appendCheck(b []byte, size uint64, root hash) []byte {
+	b = binary.BigEndian.AppendUint64(append(b, byte(commandCheck)), size)
+	return append(b, root[:]...)
+}
+
+// parseCheck reads a check command without its kind.
+func parseCheck(b []byte) (size uint64, root hash, err error) {
+	if len(b) != 8+len(root) {
+		return 0, root, fmt.Errorf("%w: check command of %d bytes", errCorrupt, len(b))
+	}
+	copy(root[:], b[8:])
+	return binary.BigEndian.Uint64(b), root, nil
 }
 
 // appendResult appends the encoding of r.

@@ -293,10 +293,11 @@ func TestCommandCut(t *testing.T) {
 			t.Errorf("pack cut at %d: refused is %v", len(cut), refused)
 		}
 	})
-	for name, b := range map[string][]byte{"seal": appendSeal(nil, 5, 0), "confirm": appendConfirm(nil, goldenInfo())} {
+	for name, b := range map[string][]byte{"seal": appendSeal(nil, 5, 0), "confirm": appendConfirm(nil, goldenInfo(), hash{9}), "check": appendCheck(nil, 5, hash{9})} {
 		eachCut(b, func(cut []byte) {
 			h.fresh()
-			if !h.applyAny(t, cut) {
+			old := name == "confirm" && len(cut) == len(b)-len(hash{}) // as older programs wrote it
+			if h.applyAny(t, cut) == old {
 				t.Errorf("%s cut at %d is applied", name, len(cut))
 			}
 		})
@@ -334,9 +335,13 @@ func TestCommandFlipped(t *testing.T) {
 			h.applyAny(t, slices.Concat(parts[:i], [][]byte{flipped}, parts[i+1:])...)
 		})
 	}
-	eachFlip(appendConfirm(nil, goldenInfo()), func(flipped []byte, at int) {
+	eachFlip(appendConfirm(nil, goldenInfo(), hash{9}), func(flipped []byte, at int) {
 		h.fresh()
 		h.applyAny(t, flipped)
+	})
+	eachFlip(appendCheck(nil, 3, hash{9}), func(flipped []byte, at int) {
+		h.fresh()
+		h.applyAny(t, goldenPack(), flipped)
 	})
 }
 
@@ -375,7 +380,8 @@ func FuzzCommand(f *testing.F) {
 	f.Add(goldenPack(), []byte{}, []byte{})
 	parts := goldenParts()
 	f.Add(parts[0], parts[1], parts[2])
-	f.Add(goldenPack(), appendConfirm(nil, goldenInfo()), appendSeal(nil, 5, 7))
+	f.Add(goldenPack(), appendConfirm(nil, goldenInfo(), hash{9}), appendSeal(nil, 5, 7))
+	f.Add(goldenPack(), appendCheck(nil, 3, hash{9}), appendCheck(nil, 1<<60, hash{}))
 	h := newHarness(f)
 	f.Fuzz(func(t *testing.T, a, b, c []byte) {
 		for _, command := range [][]byte{a, b, c} {

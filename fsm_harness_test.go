@@ -161,7 +161,7 @@ func (h *harness) seal() {
 func (h *harness) confirm() {
 	h.t.Helper()
 	for info, ok := h.store.unconfirmed(); ok; info, ok = h.store.unconfirmed() {
-		if err, ok := h.commit(appendConfirm(nil, info))[0].(error); ok {
+		if err, ok := h.commit(appendConfirm(nil, info, hash{}))[0].(error); ok {
 			h.t.Fatal(err)
 		}
 	}

@@ -143,7 +143,9 @@ func (f *fsm) Restore(r io.ReadCloser) error {
 	if snap.cluster != f.store.o.cluster {
 		return fmt.Errorf("snapshot is of cluster %s, this is cluster %s", snap.cluster, f.store.o.cluster)
 	}
-	if err := f.agrees(snap); err != nil {
+	if err := f.agrees(snap); errors.Is(err, errUndecided) {
+		return err
+	} else if err != nil {
 		f.broken = err
 		f.fail(err)
 		return err
@@ -158,11 +160,19 @@ func (f *fsm) Restore(r io.ReadCloser) error {
 	return f.install(snap, fetched)
 }
 
+// errUndecided says that two nodes have different bytes and it is not known yet
+// which of them most nodes have.
+var errUndecided = errors.New("not known yet which of two nodes has diverged")
+
 // agrees compares the segments this node has sealed with those of a snapshot.
+// Those that the snapshot says are confirmed are what most nodes have.
 func (f *fsm) agrees(snap *snapshot) error {
 	own := f.store.manifest.Load().segments
 	for k := range min(len(own), len(snap.segments)) {
 		if a, b := own[k], snap.segments[k]; a.first != b.first || a.count != b.count || a.root != b.root {
+			if uint64(k) >= snap.at.confirmed {
+				return fmt.Errorf("%w: entries %d to %d: root here is %s, in the leader's snapshot %s", errUndecided, a.first, a.end()-1, a.root, b.root)
+			}
 			return fmt.Errorf("%w: entries %d to %d: root here is %s, in the leader's snapshot %s", errDiverged, a.first, a.end()-1, a.root, b.root)
 		}
 	}

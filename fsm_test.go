@@ -442,7 +442,7 @@ func TestConfirmDiverged(t *testing.T) {
 		h.sealNow()
 		info, _ := h.store.unconfirmed()
 		change(&info)
-		response := h.commit(appendConfirm(nil, info))[0]
+		response := h.commit(appendConfirm(nil, info, hash{}))[0]
 		err, _ := response.(error)
 		wantError(t, err, errDiverged, "applying log entry 3")
 		if h.failed != err || h.fsm.appliedIndex.Load() != 2 {
@@ -463,7 +463,7 @@ func TestConfirmDiverged(t *testing.T) {
 	h.seal()
 	info := h.store.manifest.Load().segments[0]
 	info.size, info.sum = 1000, hash{1}
-	if r := h.commit(appendConfirm(nil, info))[0]; r != nil {
+	if r := h.commit(appendConfirm(nil, info, hash{}))[0]; r != nil {
 		t.Fatal(r)
 	}
 	close(hold)

@@ -32,6 +32,7 @@ type serverNode interface {
 	reserve(ctx context.Context, size int64) (release func(), err error)
 	status() nodeStatus
 	lastContact() int64
+	mayServe() error
 	members() []memberInfo
 	seal(ctx context.Context) error
 	transfer(ctx context.Context, to uint64) error

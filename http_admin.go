@@ -47,6 +47,12 @@ func (s *server) health(c *call) (reply, error) {
 			a.Status = "degraded"
 		}
 	}
+	if st.storage != "" {
+		a.Checks["storage"] = st.storage
+		if st.storage != "ok" {
+			a.Status = "degraded"
+		}
+	}
 	if st.diskFull {
 		a.Checks["disk"], a.Status, status = "full", "degraded", http.StatusServiceUnavailable
 	}

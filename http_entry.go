@@ -309,6 +309,9 @@ func (s *server) prepareRead(c *call) error {
 			return readTimeout(err)
 		}
 	case "stale":
+		if err = s.node.mayServe(); err != nil {
+			return err
+		}
 		c.lines.buf = strconv.AppendInt(c.lines.buf, s.node.lastContact(), 10)
 		c.lines.end("Scribe-Last-Contact")
 	default:

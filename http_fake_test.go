@@ -211,6 +211,8 @@ func (f *fakeLedger) status() nodeStatus {
 
 func (f *fakeLedger) lastContact() int64 { return f.state.contact }
 
+func (f *fakeLedger) mayServe() error { return nil }
+
 func (f *fakeLedger) members() []memberInfo { return f.list_ }
 
 func (f *fakeLedger) seal(context.Context) error {

@@ -84,6 +84,7 @@ type command struct {
 func commands() []command {
 	return []command{
 		{"serve", "[--config FILE] [--node-id N] [--bootstrap] [--log-level LEVEL]", "run a node; the default command", (*program).serve},
+		{"repair", "[--config FILE] [--node-id N]", "set the state of a stopped node aside: it fetches everything from the others", (*program).repair},
 		{"put", "KEY [FILE|-]", "write a value from a file or standard input", (*program).put},
 		{"get", "KEY [--version N] [--seq N] [--at SEQ|TIME] [-o FILE]", "read a value", (*program).get},
 		{"rm", "KEY", "delete a key; its history stays", (*program).rm},

@@ -166,7 +166,7 @@ func nodeOptionsFrom(c *config, url string, logger *slog.Logger, m *metrics) nod
 		region: c.Node.Region, version: buildVersion(),
 		expect: int(c.Cluster.Expect), bootstrap: c.bootstrap,
 		segmentSize: c.Storage.SegmentSize, maxValueSize: c.Storage.MaxValueSize,
-		sealAfter:    c.Storage.SealAfter,
+		sealAfter: c.Storage.SealAfter, scrubRate: c.Storage.ScrubRate,
 		electionMin:  time.Duration(c.Consensus.ElectionTimeoutMin) * time.Millisecond,
 		electionMax:  time.Duration(c.Consensus.ElectionTimeoutMax) * time.Millisecond,
 		heartbeat:    time.Duration(c.Consensus.HeartbeatIntervalMS) * time.Millisecond,

@@ -76,7 +76,8 @@ func parseSegmentInfo(b []byte) (segmentInfo, []byte, error) {
 // readers need no lock.
 //
 // A segment enters when it is sealed. It is confirmed, in order, by the
-// leader's manifest entry, which carries the leader's root of it; only
+// leader's manifest entry, which carries the leader's root of it and which the
+// leader proposes once most nodes have the same file (raft_diverge.go); only
 // confirmed segments are shown to clients.
 type manifest struct {
 	version   uint64 // changes by manifest entries so far
@@ -84,8 +85,8 @@ type manifest struct {
 	segments  []segmentInfo
 }
 
-// errDiverged says that this node's bytes differ from what the leader has.
-var errDiverged = errors.New("this node has diverged from the leader")
+// errDiverged says that this node's bytes differ from what most nodes have.
+var errDiverged = errors.New("this node has diverged from the others")
 
 // end returns the seq after the last sealed entry.
 func (m *manifest) end() uint64 {
@@ -93,6 +94,14 @@ func (m *manifest) end() uint64 {
 		return 0
 	}
 	return m.segments[len(m.segments)-1].end()
+}
+
+// confirmedEnd returns the seq after the last confirmed entry.
+func (m *manifest) confirmedEnd() uint64 {
+	if m.confirmed == 0 {
+		return 0
+	}
+	return m.segments[m.confirmed-1].end()
 }
 
 // shown returns the confirmed segments.

@@ -188,7 +188,7 @@ func TestManifestDiverged(t *testing.T) {
 		leader := own.written()
 		change(&leader)
 		next, changed, err := m.withConfirmed(leader)
-		wantError(t, err, errDiverged, "this node has diverged from the leader: entries 0 to 9: root here is "+own.root.String()+" over 10 entries sealed at 0", want)
+		wantError(t, err, errDiverged, "this node has diverged from the others: entries 0 to 9: root here is "+own.root.String()+" over 10 entries sealed at 0", want)
 		if next != nil || changed {
 			t.Errorf("%s: gave a manifest", want)
 		}

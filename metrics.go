@@ -45,6 +45,14 @@ type metrics struct {
 	store struct {
 		corrupt counter `help:"Reads that found damaged bytes."`
 	}
+	scrub struct {
+		bytes    counter `help:"Bytes that the scrub has read."`
+		passes   counter `help:"Passes of the scrub over everything on disk."`
+		lastPass gauge   `help:"Unix time in seconds at which the last pass ended; 0 = none did."`
+		found    counter `help:"Damaged segments, index runs and tiles found."`
+		repaired counter `help:"Damages that were mended."`
+		damaged  gauge   `help:"Damages that are not mended."`
+	}
 	batch struct {
 		lines   counter `help:"Lines of ndjson batches."`
 		failed  counter `help:"Lines of ndjson batches that were not applied."`

@@ -27,7 +27,8 @@ import (
 //	raft_upload.go     the same for a request too large for a pack
 //	raft_stream.go     what nodes ask each other all the time
 //	raft_read.go       linearizable reads
-//	raft_seal.go       when segments are sealed and confirmed
+//	raft_seal.go       when segments are sealed
+//	raft_diverge.go    whether all nodes have the same; raft_repair.go what then
 //	raft_key.go        the ledger's key and this node's own
 //	raft_checkpoint.go signed tree heads; raft_cosign.go what other nodes say of them
 //	raft_snapshot.go   snapshots and the segments they name
@@ -65,7 +66,10 @@ type node struct {
 	draining  atomic.Bool // leadership is being handed over
 	caughtUp  atomic.Bool // since its start this node has had all that the leader had at some moment
 
-	sealNow  chan struct{} // look at once whether there is something to seal or to confirm
+	checks comparisons
+	ending raftEnd
+
+	sealNow  chan struct{} // look at once whether there is something to seal
 	uploads  sync.Mutex    // held by the leader for an upload or a seal: never both at a time
 	failures chan error
 	fetches  segmentFetcher
@@ -95,10 +99,13 @@ type nodeOptions struct {
 	segmentSize  int64
 	maxValueSize int64
 	sealAfter    time.Duration
+	scrubRate    int64         // bytes a second; 0 = no scrub
+	scrubPause   time.Duration // between its passes; 0 = scrubPause
 
 	electionMin  time.Duration // how long a leader is silent before an election: see silence
 	electionMax  time.Duration
 	heartbeat    time.Duration
+	checkEvery   time.Duration // between two comparisons with the other nodes; 0 = checkEvery
 	writeTimeout time.Duration
 	readTimeout  time.Duration
 
@@ -109,6 +116,7 @@ type nodeOptions struct {
 	// For tests: how connections are made, and what breaks on disk.
 	dial        func(ctx context.Context, addr string) (net.Conn, error)
 	storeFault  func(step string) error
+	alter       func(command []byte) []byte // what this node applies in place of a command
 	logDisk     logDisk
 	logFileSize int64
 	treeFault   func(size uint64, root hash) hash // what this node takes for the root
@@ -132,6 +140,10 @@ func openNode(o nodeOptions) (_ *node, err error) {
 	}
 	n := &node{o: o, sealNow: make(chan struct{}, 1), failures: make(chan error, 1)}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
+	n.checks.wake = make(chan struct{}, 1)
+	if n.o.checkEvery == 0 {
+		n.o.checkEvery = checkEvery
+	}
 	n.packer.n, n.reads.n, n.fetches.n, n.streams.n = n, n, n, n
 	n.signer.n, n.cosigner.n, n.collector.n = n, n, n
 	n.bodies.free = max(bodyBudget, 2*o.maxValueSize)
@@ -142,6 +154,9 @@ func openNode(o nodeOptions) (_ *node, err error) {
 		}
 	}()
 	if n.lock, err = lockDir(o.dataDir); err != nil {
+		return nil, err
+	}
+	if err := refuseDiverged(o.dataDir); err != nil {
 		return nil, err
 	}
 	self, err := n.loadIdentity()
@@ -200,6 +215,7 @@ func (n *node) openDisk() (err error) {
 	n.store, err = openStore(storeOptions{
 		dir: n.o.dataDir, cluster: n.self.Load().cluster, logger: n.o.logger, metrics: n.o.metrics,
 		moved: n.checkpointMoved, fatal: n.fail, fault: n.o.storeFault,
+		refetch: n.refetch, mayRefetch: hasOthers, scrubRate: n.o.scrubRate, scrubPause: n.o.scrubPause,
 	})
 	if err != nil {
 		return err
@@ -272,6 +288,7 @@ func (n *node) startRaft() error {
 		return err
 	}
 	f.fetch, f.installed, f.rekeyed = n.fetches.fetch, n.snapshotInstalled, n.changing.fire
+	f.agreed, f.alter = n.agreed, n.o.alter
 	snaps := &snapshotStore{n: n}
 	conf := n.raftConfig(self)
 	if !self.Started {
@@ -293,6 +310,7 @@ func (n *node) startRaft() error {
 	n.done.Go(func() { n.leadershipLoop(r, notify) })
 	n.done.Go(func() { n.observeLeader(r) })
 	n.done.Go(n.sealLoop)
+	n.done.Go(n.checkLoop)
 	n.done.Go(n.catchUp)
 	n.done.Go(n.checkSigned)
 	if servers := n.servers(); len(servers) == 1 && servers[0].ID == conf.LocalID {
@@ -445,6 +463,9 @@ func (n *node) pause(d time.Duration) {
 
 // fail reports the error that ends this node; only the first counts.
 func (n *node) fail(err error) {
+	if errors.Is(err, errDiverged) {
+		err = n.condemn(err)
+	}
 	n.o.logger.Debug("node cannot go on", "error", err) // who reads failed says it aloud
 	select {
 	case n.failures <- err:
@@ -569,7 +590,7 @@ func (n *node) release() error {
 		n.store.stop() // Raft waits for the FSM, which may wait for a full disk
 	}
 	if r := n.raft.Load(); r != nil {
-		if err := r.Shutdown().Error(); err != nil {
+		if err := n.stopRaft().Error(); err != nil {
 			n.o.logger.Warn("stopping Raft", "error", err)
 		}
 	}
@@ -583,7 +604,7 @@ func (n *node) release() error {
 	}
 	n.done.Wait()
 	if r := n.raft.Load(); r != nil { // it may have started since
-		errs = append(errs, r.Shutdown().Error())
+		errs = append(errs, n.stopRaft().Error())
 	}
 	if n.store != nil {
 		errs = append(errs, n.store.close())
@@ -638,6 +659,7 @@ func (n *node) internalRoutes() http.Handler {
 	m.HandleFunc("POST /join", n.serveJoin)
 	m.HandleFunc("POST /pack", n.serveLarge)
 	m.HandleFunc("POST /seal", n.serveSeal)
+	m.HandleFunc("POST /compare", n.serveCompare)
 	m.HandleFunc("POST /transfer", n.serveTransfer)
 	m.HandleFunc("GET /segments/{id}", n.serveSegment)
 	m.HandleFunc("POST /rotate-key", n.serveRotate)

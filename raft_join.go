@@ -47,7 +47,9 @@ type hello struct {
 	Applied     uint64 `json:"applied"` // entries
 	Index       uint64 `json:"index"`   // Raft index applied
 	DiskFull    bool   `json:"disk_full,omitempty"`
-	NodeKey     string `json:"node_key"` // base64 of the public key this node cosigns with
+	NodeKey     string `json:"node_key"`         // base64 of the public key this node cosigns with
+	Leader      string `json:"leader,omitempty"` // internal address of the leader it knows
+	Doubt       bool   `json:"doubt,omitempty"`  // it does not know whether its bytes are right
 }
 
 // joinRequest asks for membership.
@@ -432,6 +434,8 @@ func (n *node) hello() hello {
 	if self.Pledge != nil {
 		h.Pledge = self.Pledge.ClusterID
 	}
+	leader, _ := n.leaderServer()
+	h.Leader, h.Doubt = string(leader), n.mayServe() != nil
 	if f := n.fsm.Load(); f != nil {
 		h.Index = f.appliedIndex.Load()
 	}

@@ -334,8 +334,12 @@ func (n *node) proposePack(body []byte) func() ([]result, error) {
 }
 
 // mayPropose holds writes back while the disk is behind with sealing, and
-// refuses them when it is full or leadership is being handed over.
+// refuses them when it is full, leadership is being handed over or this node's
+// bytes are in doubt.
 func (n *node) mayPropose() error {
+	if err := n.mayServe(); err != nil {
+		return fmt.Errorf("%w: %w", errNotApplied, err)
+	}
 	if n.diskFull.Load() {
 		return fmt.Errorf("%w: %w", errNotApplied, errDiskFull)
 	}

@@ -37,6 +37,7 @@ type nodeStatus struct {
 	ready     bool  // can serve reads and writes now
 	diskFull  bool
 	archive   string
+	storage   string // "ok", or what is damaged on this node's disk
 }
 
 const (
@@ -203,6 +204,7 @@ func (n *node) status() nodeStatus {
 	s := nodeStatus{
 		clusterID: self.ClusterID, name: self.ClusterName, nodeID: self.NodeID, role: "forming", contact: -1,
 		size: n.store.size(), manifest: n.store.currentManifest(), diskFull: n.diskFull.Load(),
+		storage: n.store.storageState(),
 	}
 	r := n.raft.Load()
 	if r == nil {
@@ -222,7 +224,7 @@ func (n *node) status() nodeStatus {
 	}
 	switch r.State() {
 	case raft.Leader:
-		s.role, s.contact, s.ready = "leader", 0, n.readyTerm.Load() == s.term
+		s.role, s.contact, s.ready = "leader", 0, n.readyTerm.Load() == s.term && n.mayServe() == nil
 		return s
 	case raft.Candidate:
 		s.role = "candidate"
@@ -231,7 +233,7 @@ func (n *node) status() nodeStatus {
 			s.role = "follower"
 		}
 	}
-	s.contact, s.ready = n.lastContact(), s.leader != nil && n.caughtUp.Load()
+	s.contact, s.ready = n.lastContact(), s.leader != nil && n.caughtUp.Load() && n.mayServe() == nil
 	return s
 }
 

@@ -27,10 +27,16 @@ type readRounds struct {
 // confirmRead returns once this node's store holds everything that was
 // acknowledged anywhere before the call (linearizable read).
 func (n *node) confirmRead(ctx context.Context) error {
+	if err := n.mayServe(); err != nil {
+		return err
+	}
 	if n.leads() && len(n.voters()) == 1 && n.isReady() {
 		return nil // its own voice is the quorum
 	}
-	return n.reads.join(ctx)
+	if err := n.reads.join(ctx); err != nil {
+		return err
+	}
+	return n.mayServe()
 }
 
 // join waits for a round that starts after the call.

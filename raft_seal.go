@@ -11,12 +11,13 @@ import (
 // The leader decides when a segment is sealed, by size or age or because
 // somebody asks, and proposes it; every node then closes the same segment at
 // the same log position and writes the same file (store_seal.go). When the
-// leader's file is on disk it proposes the manifest entry with the segment's
-// root and SHA-256: a node whose own differ stops.
+// leader's file is on disk, and most nodes have the same (raft_diverge.go), it
+// proposes the manifest entry with the segment's root and SHA-256: a node whose
+// own differ stops.
 
 const sealEvery = time.Second
 
-// sealLoop proposes seals and manifest entries as long as this node leads.
+// sealLoop proposes seals as long as this node leads.
 func (n *node) sealLoop() {
 	for tick := time.NewTicker(sealEvery); ; {
 		select {
@@ -35,8 +36,9 @@ func (n *node) sealLoop() {
 	}
 }
 
-// wakeSeal makes sealLoop look at once.
+// wakeSeal makes sealLoop and checkLoop look at once.
 func (n *node) wakeSeal() {
+	n.wakeChecks()
 	select {
 	case n.sealNow <- struct{}{}:
 	default:
@@ -45,15 +47,6 @@ func (n *node) wakeSeal() {
 
 // proposeDue proposes what is due now.
 func (n *node) proposeDue() error {
-	for {
-		info, ok := n.store.unconfirmed()
-		if !ok {
-			break
-		}
-		if err := n.proposeConfirm(info); err != nil {
-			return err
-		}
-	}
 	_, _, size := n.store.pendingInfo()
 	since, ok := n.store.pendingSince()
 	old := ok && n.o.now().Sub(time.UnixMilli(since)) >= n.o.sealAfter
@@ -73,16 +66,6 @@ func (n *node) proposeSeal() error {
 		return nil
 	}
 	_, err := n.apply(appendSeal(nil, n.o.now().UnixMilli(), first))
-	return err
-}
-
-// proposeConfirm puts the leader's description of a sealed segment into the
-// manifest of all nodes.
-func (n *node) proposeConfirm(info segmentInfo) error {
-	response, err := n.apply(appendConfirm(nil, info))
-	if rerr, ok := response.(error); ok {
-		return rerr
-	}
 	return err
 }
 

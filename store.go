@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // store is the node's disk and what is not on it yet. The apply goroutine
@@ -51,6 +52,7 @@ type store struct {
 	ahead treeAhead
 	tiles tileCache
 	files fileCache
+	scrub scrubState
 	lists sync.Mutex // serialises changes of the list of runs, in ledger.db and in index
 
 	wake    chan struct{} // there is something for the seal goroutine
@@ -72,6 +74,14 @@ type storeOptions struct {
 	moved func(checkpoint)
 	// fatal is called when disk and memory may differ: the process must end.
 	fatal func(error)
+	// refetch gets the file of a sealed segment from another node: it calls write
+	// with a way to copy the file, once for each node, until that returns nil.
+	refetch func(info segmentInfo, write func(body func(io.Writer) error) error) error
+	// mayRefetch tells whether there are other nodes, as of D.
+	mayRefetch func(checkpoint) bool
+	scrubRate  int64         // bytes the scrub reads in a second; 0 = it does not
+	scrubPause time.Duration // between its passes; 0 = scrubPause
+
 	// fault, when set, is asked before and after each step that changes the
 	// disk; an error it returns is taken as that step's. For tests of crashes.
 	fault func(step string) error
@@ -88,8 +98,15 @@ const (
 
 // openStore opens the store below o.dir at its durable checkpoint D. Files that
 // a crash left half-made are removed, runs that are missing or damaged are
-// built again from the segments; a damaged segment or ledger.db is an error.
+// built again from the segments; a damaged ledger.db is an error, and so is a
+// damaged segment unless other nodes may have it.
 func openStore(o storeOptions) (*store, error) {
+	if o.metrics == nil {
+		o.metrics = newMetrics()
+	}
+	if o.scrubPause == 0 {
+		o.scrubPause = scrubPause
+	}
 	for _, d := range []string{segmentDir, indexDir} {
 		if err := os.MkdirAll(filepath.Join(o.dir, d), 0o700); err != nil {
 			return nil, err
@@ -125,6 +142,7 @@ func openStore(o storeOptions) (*store, error) {
 	}
 	s.done.Go(s.sealLoop)
 	s.done.Go(s.mergeLoop)
+	s.done.Go(s.scrubLoop)
 	return s, nil
 }
 
@@ -132,6 +150,10 @@ func openStore(o storeOptions) (*store, error) {
 func (s *store) recover(state *durableState) error {
 	for _, info := range state.segments {
 		f, err := s.openSegment(info)
+		if damagedFile(err) && s.o.mayRefetch != nil && s.o.mayRefetch(state.at) {
+			s.noteDamage(segmentName(info), diskDamage{err: err, segment: &info})
+			continue
+		}
 		if err != nil {
 			return err
 		}
@@ -193,6 +215,9 @@ func (s *store) close() error {
 	if s.closed.Swap(true) {
 		return nil
 	}
+	s.scrub.mu.Lock()
+	s.scrub.closed = true
+	s.scrub.mu.Unlock()
 	close(s.quit)
 	s.done.Wait()
 	s.index.close()

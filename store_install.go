@@ -23,21 +23,11 @@ type fetchedSegment struct {
 func (s *store) fetchSegment(info segmentInfo, body func(io.Writer) error) (fetchedSegment, error) {
 	path := s.segmentPath(info)
 	if _, err := os.Stat(path); err != nil {
-		err := writeDurably(path, func(w io.Writer) error {
-			sum := sha256.New()
-			if err := body(io.MultiWriter(w, sum)); err != nil {
-				return err
-			}
-			if got := hash(sum.Sum(nil)); got != info.sum {
-				return fmt.Errorf("%w: SHA-256 is %s, want %s", errCorrupt, got, info.sum)
-			}
-			return nil
-		})
-		if err != nil {
-			return fetchedSegment{}, fmt.Errorf("fetching segment %s: %w", info.id(), err)
+		if err := s.writeFetched(info, body); err != nil {
+			return fetchedSegment{}, err
 		}
 	}
-	run, err := writeRun(filepath.Join(s.o.dir, indexDir), 0, info.first, info.end()-1, s.segmentRecords(info)) // checks every record and the root
+	run, err := writeRun(filepath.Join(s.o.dir, indexDir), 0, info.first, info.end()-1, s.segmentRecords(info, s.readRecords)) // checks every record and the root
 	if err != nil {
 		if errors.Is(err, errCorrupt) { // a bad copy that nothing names yet: get another one
 			os.Remove(path)
@@ -46,6 +36,25 @@ func (s *store) fetchSegment(info segmentInfo, body func(io.Writer) error) (fetc
 		return fetchedSegment{}, err
 	}
 	return fetchedSegment{info, run}, s.growAhead(info)
+}
+
+// writeFetched makes the file of a segment from what body gives, if that is
+// what info says.
+func (s *store) writeFetched(info segmentInfo, body func(io.Writer) error) error {
+	err := writeDurably(s.segmentPath(info), func(w io.Writer) error {
+		sum := sha256.New()
+		if err := body(io.MultiWriter(w, sum)); err != nil {
+			return err
+		}
+		if got := hash(sum.Sum(nil)); got != info.sum {
+			return fmt.Errorf("%w: SHA-256 is %s, want %s", errCorrupt, got, info.sum)
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("fetching segment %s: %w", info.id(), err)
+	}
+	return nil
 }
 
 // install moves D to at, whose entries beyond this node's D are in fetched. It

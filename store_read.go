@@ -137,7 +137,19 @@ func (s *store) entryFrom(seq uint64, pl *place, value bool) (entry, error) {
 	if k < 0 {
 		return entry{}, errNotFound
 	}
-	file, err := s.segment(m.segments[k])
+	e, err := s.entryIn(m.segments[k], seq, pl, value)
+	if !damagedFile(err) {
+		return e, err
+	}
+	if merr := s.mend(m.segments[k]); merr != nil {
+		return entry{}, fmt.Errorf("entry %d: %w: %v; %v", seq, errCorrupt, err, merr) // a missing file is no missing entry
+	}
+	return s.entryIn(m.segments[k], seq, pl, value)
+}
+
+// entryIn reads an entry from the file of its segment.
+func (s *store) entryIn(info segmentInfo, seq uint64, pl *place, value bool) (entry, error) {
+	file, err := s.segment(info)
 	if err != nil {
 		return entry{}, err
 	}
@@ -395,9 +407,19 @@ func (s *store) segmentByID(id string) (*segmentFile, segmentInfo, error) {
 	return nil, segmentInfo{}, fmt.Errorf("segment %q: %w", id, errNotFound)
 }
 
-// sealedFile opens the file of a confirmed segment for the caller to close.
+// sealedFile opens the file of a confirmed segment for the caller to close. One
+// that is missing or cannot be a segment is mended first.
 func (s *store) sealedFile(id string) (*os.File, segmentInfo, error) {
 	_, info, err := s.segmentByID(id)
+	if errors.Is(err, errNotFound) {
+		return nil, info, err
+	}
+	if damagedFile(err) {
+		if merr := s.mend(info); merr != nil {
+			return nil, info, fmt.Errorf("segment %s: %w: %v; %v", id, errCorrupt, err, merr)
+		}
+		err = nil
+	}
 	if err != nil {
 		return nil, info, err
 	}

@@ -161,10 +161,10 @@ func (p *pendingSegment) records(places []place) iter.Seq2[indexRecord, error] {
 }
 
 // segmentRecords yields what the run of a sealed segment holds, read from its
-// file; every record and the root are checked on the way.
-func (s *store) segmentRecords(info segmentInfo) iter.Seq2[indexRecord, error] {
+// file by read; every record and the root are checked on the way.
+func (s *store) segmentRecords(info segmentInfo, read func(segmentInfo) ([]indexRecord, error)) iter.Seq2[indexRecord, error] {
 	return func(yield func(indexRecord, error) bool) {
-		all, err := s.readRecords(info)
+		all, err := read(info)
 		if err != nil {
 			yield(indexRecord{}, err)
 			return
@@ -198,13 +198,25 @@ func (s *store) readRecords(info segmentInfo) ([]indexRecord, error) {
 	return all, err
 }
 
+// readMended is readRecords of a segment that may have to be mended first.
+func (s *store) readMended(info segmentInfo) ([]indexRecord, error) {
+	all, err := s.readRecords(info)
+	if damagedFile(err) {
+		if merr := s.mend(info); merr != nil {
+			return nil, fmt.Errorf("%w; %w", err, merr)
+		}
+		return s.readRecords(info)
+	}
+	return all, err
+}
+
 // rebuild writes a damaged run again from the segments it covers. If the new
 // file differs, as when a newer program writes it, ledger.db learns of it.
 func (s *store) rebuild(broken runInfo, segments []segmentInfo) (runInfo, error) {
 	s.o.logger.Warn("key index run is damaged, building it again from its segments", "run", broken.name())
 	parts := func(yield func(runPart, error) bool) {
 		for _, info := range segments {
-			if info.first >= broken.first && info.first <= broken.last && !yield(runPart{info.first, info.end() - 1, s.segmentRecords(info)}, nil) {
+			if info.first >= broken.first && info.first <= broken.last && !yield(runPart{info.first, info.end() - 1, s.segmentRecords(info, s.readMended)}, nil) {
 				return
 			}
 		}
