@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -123,6 +124,7 @@ func newServerFor(node serverNode, store serverStore, o serverOptions) *server {
 		o.limits = &defaultLimits
 	}
 	s := &server{node: node, store: store, o: o, limits: *o.limits}
+	s.limits.ping = cmp.Or(s.limits.ping, defaultLimits.ping)
 	s.routes = s.table()
 	s.entry = s.routes["kv/"]
 	s.writes.after, s.reads.after = o.writeTimeout, o.readTimeout
