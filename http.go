@@ -105,6 +105,7 @@ type server struct {
 	routes map[string]route
 	entry  route // of keys
 
+	heads         headCache
 	writes, reads deadlines    // contexts for calls to node and store
 	small         atomic.Int64 // bytes of bodies under way that reserved nothing
 	idPrefix      string       // of request ids

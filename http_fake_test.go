@@ -385,8 +385,8 @@ func (f *fakeLedger) signedHead(ctx context.Context, minSize uint64, cosigned bo
 }
 
 func (f *fakeLedger) ledgerVKeys() (string, []string, error) {
-	if f.fail != nil {
-		return "", nil, f.fail
+	if f.headFail != nil {
+		return "", nil, f.headFail
 	}
 	var former []string
 	for _, k := range f.keys[1:] {

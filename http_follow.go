@@ -229,13 +229,7 @@ func (t *entryStream) write(seq uint64) error {
 	if t.want.follow {
 		t.s.o.metrics.follow.entries.add(1)
 	}
-	if !t.want.events {
-		return t.s.writeEntry(t.w, &e, t.want.values)
-	}
-	b := append(t.w.AvailableBuffer(), "id: "...)
-	b = strconv.AppendUint(b, seq, 10)
-	t.w.Write(append(b, "\ndata: "...))
-	if err := t.s.writeEntry(t.w, &e, t.want.values); err != nil {
+	if err := t.writeEntry(&e); err != nil || !t.want.events {
 		return err
 	}
 	return t.w.WriteByte('\n')
@@ -264,10 +258,16 @@ func (t *entryStream) breakOff(seq uint64, err error) error {
 	return errCutOff
 }
 
-// writeEntry writes one line; e may be large, so its value is escaped in pieces.
-func (s *server) writeEntry(w *bufio.Writer, e *entry, value bool) error {
-	b := appendEntry(w.AvailableBuffer(), &e.header, &e.leaf)
-	if !value || e.op != opPut {
+// writeEntry writes the line of e, which may be large, so its value is escaped
+// in pieces. Nothing is written before it is read.
+func (t *entryStream) writeEntry(e *entry) error {
+	s, w, b := t.s, t.w, t.w.AvailableBuffer()
+	if t.want.events {
+		b = strconv.AppendUint(append(b, "id: "...), e.seq, 10)
+		b = append(b, "\ndata: "...)
+	}
+	b = appendEntry(b, &e.header, &e.leaf)
+	if !t.want.values || e.op != opPut {
 		_, err := w.Write(append(b, '\n'))
 		return err
 	}

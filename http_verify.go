@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
@@ -164,12 +165,9 @@ func (s *server) appendReceiptError(b []byte, err error) []byte {
 // Without a proof it returns b as it was.
 func (p *proofs) append(b []byte, ctx context.Context, e *entry) ([]byte, error) {
 	if p.head.size <= e.seq {
-		head, err := p.s.node.signedHead(ctx, e.seq+1, p.cosigned)
+		head, err := p.covering(ctx, e.seq)
 		if err != nil {
 			return b, err
-		}
-		if head.size <= e.seq {
-			return b, fmt.Errorf("checkpoint of %d entries does not cover entry %d", head.size, e.seq)
 		}
 		p.head = head
 	}
@@ -178,6 +176,52 @@ func (p *proofs) append(b []byte, ctx context.Context, e *entry) ([]byte, error)
 		return b, err
 	}
 	return appendProof(b[:len(b)-1], e, &p.head, path, p.s.segmentOf(e.seq)), nil
+}
+
+// covering returns a head that covers entry seq. A receipt goes out with what
+// this node signs, at once; who verifies later gets the cosignatures too.
+func (p *proofs) covering(ctx context.Context, seq uint64) (head signedHead, err error) {
+	if p.cosigned {
+		head, err = p.s.heads.covering(ctx, p.s.node, seq)
+	} else {
+		head, err = p.s.node.signedHead(ctx, seq+1, false)
+	}
+	if err == nil && head.size <= seq {
+		err = fmt.Errorf("checkpoint of %d entries does not cover entry %d", head.size, seq)
+	}
+	return head, err
+}
+
+// headAge is how old a cosigned head may be that proves an entry it covers: a
+// newer one costs a question to every node, and has the signatures of nodes
+// that came back meanwhile.
+const headAge = time.Second
+
+// headCache keeps the last cosigned head.
+type headCache struct{ last atomic.Pointer[cachedHead] }
+
+type cachedHead struct {
+	signedHead
+	key   string // of the ledger, that signed it
+	until time.Time
+}
+
+// covering returns a cosigned head that covers entry seq, signed with the key
+// now in force.
+func (h *headCache) covering(ctx context.Context, n serverNode, seq uint64) (signedHead, error) {
+	key, _, err := n.ledgerVKeys()
+	if err != nil {
+		return signedHead{}, err
+	}
+	now := time.Now()
+	if last := h.last.Load(); last != nil && last.size > seq && last.key == key && now.Before(last.until) {
+		return last.signedHead, nil
+	}
+	head, err := n.signedHead(ctx, seq+1, true)
+	if err == nil {
+		h.last.Store(&cachedHead{head, key, now.Add(headAge)})
+	}
+	return head, err
 }
 
 // prove checks the bytes of e and returns the path from its leaf to the root of head.

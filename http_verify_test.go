@@ -198,13 +198,15 @@ func TestVerifyUnavailable(t *testing.T) {
 		{method: "GET", target: "/ledger/checkpoint", status: 503, code: "timeout", in: "no checkpoint was signed in time"},
 	})
 	s.f.headHold, s.f.headFail = false, errNoLeader
-	s.check([]apiRow{{method: "GET", target: "/verify/a", status: 503, code: "no_leader"}})
+	s.check([]apiRow{
+		{method: "GET", target: "/verify/a", status: 503, code: "no_leader"},
+		{method: "GET", target: "/ledger/key", status: 503, code: "no_leader"},
+		{method: "GET", target: "/ledger/keys", status: 503, code: "no_leader"},
+	})
 	s.f.headFail, s.f.fail = nil, errNoLeader
 	s.check([]apiRow{
 		{method: "GET", target: "/verify/a", status: 503, code: "no_leader"},
 		{method: "GET", target: "/verify/a?consistency=stale", status: 200},
-		{method: "GET", target: "/ledger/key", status: 503, code: "no_leader"},
-		{method: "GET", target: "/ledger/keys", status: 503, code: "no_leader"},
 		{method: "POST", target: "/cluster/rotate-key", status: 503, code: "no_leader"},
 	})
 }
