@@ -25,7 +25,7 @@ func leavesOf(t testing.TB, s *store) []hash {
 		if err != nil {
 			t.Fatal(err)
 		}
-		leaves = append(leaves, e.leaf)
+		leaves = append(leaves, leafHash(e.raw))
 	}
 	return leaves
 }
