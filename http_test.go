@@ -122,7 +122,7 @@ func TestPut(t *testing.T) {
 		put("/a", "x", 400, "malformed", "Content-Type: "+strings.Repeat("t", 256)),
 		put("/a", "x", 400, "malformed", "Content-Type: \xff"),
 		put("/a", "x", 400, "malformed", "Content-Range: bytes 0-0/1"),
-		put("/a?receipt=true", "x", 400, "not_supported"),
+		put("/a?receipt=true&receipt=true", "x", 400, "malformed"),
 		put("/a?receipt=maybe", "x", 400, "malformed"),
 		put("/a?receipt=false&other=%20", "x", 200, ""),
 		put("/a?x=%zz", "x", 400, "malformed"),
@@ -286,7 +286,7 @@ func TestReserved(t *testing.T) {
 	if n := len(s.f.entries); n != 0 {
 		t.Errorf("%d entries were written under reserved names", n)
 	}
-	for _, target := range []string{"/verify/a", "/ledger/checkpoint", "/ledger/key", "/ledger/tile/0/000", "/region", "/ui", "/ui/x", "/cluster", "/cluster/", "/ledger/", "/health/x", "/health/",
+	for _, target := range []string{"/verify", "/ledger/checkpoint/", "/ledger/key/1", "/ledger/tile", "/region", "/ui", "/ui/x", "/cluster", "/cluster/", "/ledger/", "/health/x", "/health/",
 		"/health%2Flive", "/kv", "/kv%2Fa", "/metrics/", "/history", "/keys/a"} {
 		s.check([]apiRow{{method: "GET", target: target, status: 404, code: "not_found"}})
 	}
