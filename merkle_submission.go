@@ -19,7 +19,7 @@ import (
 // For example, from 6 entries to 8:
 //
 //	old 6
-//	DrxdNDf74tsVi58SahGOMIGAMdCpSfje3evGVY7vGpA=
+//	DrxdNDf74tsVi58Sah0RjjCBgQMdCpSfje3t68VY72o=
 //	...
 //
 //	example.com/scribe-test
