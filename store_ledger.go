@@ -16,6 +16,8 @@ import (
 //
 //	meta      "format"      uint32: 1
 //	          "checkpoint"  the durable checkpoint D (see checkpoint.append)
+//	          "keys"        the keys that sign the ledger as of D (fsm_key.go);
+//	                        absent while there is none
 //	segments  first (uint64)         segmentInfo (manifest.go)
 //	runs      name of the run        five uint64: level, first, last, keys, size;
 //	                                 then sum (see runInfo, store_run.go)
@@ -34,6 +36,7 @@ var (
 	bucketWindow   = []byte("window")
 	keyFormat      = []byte("format")
 	keyCheckpoint  = []byte("checkpoint")
+	keyKeys        = []byte("keys")
 )
 
 // checkpoint is D: a position of the Raft log at which a segment was sealed,
@@ -49,11 +52,13 @@ type checkpoint struct {
 	confirmed     uint64 // confirmed segments
 	windowOldest  uint64 // oldest chunk of the idempotency window still in use
 	windowNext    uint64 // number of the next request the window will remember
+	keys          []byte // the ledger's keys as fsm_key.go encodes them; stored beside the rest
 }
 
 // append appends the encoding of c: nine uint64 in the order index, term,
 // configIndex, size, time, version, confirmed, windowOldest, windowNext, then a
-// uint32 length and the configuration.
+// uint32 length and the configuration. The keys are stored apart: an old
+// checkpoint has none.
 func (c *checkpoint) append(b []byte) []byte {
 	for _, v := range []uint64{c.index, c.term, c.configIndex, c.size, uint64(c.time), c.version, c.confirmed, c.windowOldest, c.windowNext} {
 		b = binary.BigEndian.AppendUint64(b, v)
@@ -196,6 +201,11 @@ func (d *durableState) read(tx *bbolt.Tx) error {
 	if err != nil {
 		return err
 	}
+	keys, err := getChecked(tx.Bucket(bucketMeta), keyKeys)
+	if err != nil {
+		return err
+	}
+	d.at.keys = keys
 	err = eachChecked(tx.Bucket(bucketSegments), func(_, v []byte) error {
 		info, _, err := parseSegmentInfo(v)
 		d.segments = append(d.segments, info)
@@ -280,9 +290,13 @@ func (t ledgerTx) put(bucket, key, value []byte) error {
 	return t.tx.Bucket(bucket).Put(key, sealed[len(key):])
 }
 
-// putCheckpoint moves D.
+// putCheckpoint moves D. Keys once made are never taken away.
 func (t ledgerTx) putCheckpoint(c checkpoint) error {
-	return t.put(bucketMeta, keyCheckpoint, c.append(nil))
+	err := t.put(bucketMeta, keyCheckpoint, c.append(nil))
+	if err == nil && len(c.keys) > 0 {
+		err = t.put(bucketMeta, keyKeys, c.keys)
+	}
+	return err
 }
 
 // putSegment adds or replaces one segment of the manifest.
