@@ -41,7 +41,6 @@ import (
 
 const (
 	maxSubmission = 64 << 10 // bytes of one request
-	sizeType      = "text/x.tlog.size"
 	plainType     = "text/plain; charset=utf-8"
 )
 
@@ -225,7 +224,7 @@ func (w *witnessServer) addCheckpoint(rw http.ResponseWriter, r *http.Request) {
 	kind, body := plainType, line
 	switch {
 	case refusal.status == http.StatusConflict:
-		kind, body = sizeType, fmt.Sprintf("%d\n", refusal.size)
+		kind, body = witnessSizeType, fmt.Sprintf("%d\n", refusal.size)
 	case err != nil:
 		body = refusal.Error() + "\n"
 	}

@@ -120,7 +120,7 @@ func readAnswer(t testing.TB, res *http.Response) (status int, kind, text string
 func (w *testWitness) want(status int, s submission) string {
 	w.t.Helper()
 	got, kind, text := w.add(s.String())
-	if got != status || (got == 409) != (kind == sizeType) {
+	if got != status || (got == 409) != (kind == witnessSizeType) {
 		w.t.Fatalf("answer %d (%s) %q, want %d", got, kind, text, status)
 	}
 	return text

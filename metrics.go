@@ -45,6 +45,12 @@ type metrics struct {
 	store struct {
 		corrupt counter `help:"Reads that found damaged bytes."`
 	}
+	witness struct {
+		cosigned counter `help:"Cosignatures that witnesses gave."`
+		refused  counter `help:"Checkpoints a witness refused because it knows another history."`
+		failed   counter `help:"Requests to witnesses that failed otherwise."`
+		size     gauge   `help:"Entries of the newest checkpoint that a witness cosigned."`
+	}
 	batch struct {
 		lines   counter `help:"Lines of ndjson batches."`
 		failed  counter `help:"Lines of ndjson batches that were not applied."`

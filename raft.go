@@ -28,6 +28,7 @@ import (
 //	raft_read.go       linearizable reads
 //	raft_seal.go       when segments are sealed and confirmed
 //	raft_snapshot.go   snapshots and the segments they name
+//	raft_witness.go    the witnesses that cosign checkpoints
 //	raft_peers.go      what the nodes know of each other
 //	raft_log.go        the Raft log on disk
 //	raft_transport.go  Raft's messages; raft_port.go the port they travel on
@@ -44,6 +45,7 @@ type node struct {
 	reads     readRounds
 	streams   streamTable
 	bodies    budget
+	witnesses witnessTable
 	peers     peerTable
 	ctx       context.Context // ends when the node closes
 	cancel    context.CancelFunc
@@ -95,6 +97,10 @@ type nodeOptions struct {
 	writeTimeout time.Duration
 	readTimeout  time.Duration
 
+	witnesses      []witnessTarget
+	witnessEvery   time.Duration // between two rounds
+	witnessTimeout time.Duration // of a round
+
 	logger  *slog.Logger
 	metrics *metrics
 	now     func() time.Time
@@ -127,6 +133,7 @@ func openNode(o nodeOptions) (_ *node, err error) {
 	n.packer.n, n.reads.n, n.fetches.n, n.streams.n = n, n, n, n
 	n.bodies.free = max(bodyBudget, 2*o.maxValueSize)
 	n.changing.init()
+	n.witnesses.init(&n.o)
 	defer func() {
 		if err != nil {
 			n.release()
@@ -282,6 +289,9 @@ func (n *node) startRaft() error {
 	n.done.Go(func() { n.observeLeader(r) })
 	n.done.Go(n.sealLoop)
 	n.done.Go(n.catchUp)
+	if len(n.o.witnesses) > 0 {
+		n.done.Go(n.witnessLoop)
+	}
 	if servers := n.servers(); len(servers) == 1 && servers[0].ID == conf.LocalID {
 		n.done.Go(func() { n.transport.lead(conf.LocalID) }) // nobody else can be the leader
 	}
@@ -617,5 +627,6 @@ func (n *node) internalRoutes() http.Handler {
 	m.HandleFunc("POST /seal", n.serveSeal)
 	m.HandleFunc("POST /transfer", n.serveTransfer)
 	m.HandleFunc("GET /segments/{id}", n.serveSegment)
+	m.HandleFunc("GET /witnessed", n.serveWitnessed)
 	return m
 }
