@@ -73,7 +73,7 @@ func (k *ledgerKeys) public() publicKey {
 
 // has tells whether p is or was the ledger's key.
 func (k *ledgerKeys) has(p publicKey) bool {
-	return k.public() == p || slices.ContainsFunc(k.former, func(f formerKey) bool { return f.public == p })
+	return k != nil && (k.public() == p || slices.ContainsFunc(k.former, func(f formerKey) bool { return f.public == p }))
 }
 
 // append appends the encoding of k, nothing if there is no key.

@@ -169,6 +169,18 @@ func (f *fsm) agrees(snap *snapshot) error {
 	return nil
 }
 
+// keysOf returns the ledger's keys as of snap, which must go on from this node's.
+func (f *fsm) keysOf(snap *snapshot) (*ledgerKeys, error) {
+	keys, err := parseLedgerKeys(snap.at.keys)
+	own := f.keys.Load()
+	if err == nil && own != nil && !keys.has(own.public()) {
+		err = fmt.Errorf("%w: the leader's snapshot does not know the ledger key %s", errDiverged, own.signer.noteVerifier)
+		f.broken = err
+		f.fail(err)
+	}
+	return keys, err
+}
+
 // install moves this node to the checkpoint of snap, all of whose segments are
 // on its disk.
 func (f *fsm) install(snap *snapshot, fetched []fetchedSegment) error {
@@ -176,7 +188,7 @@ func (f *fsm) install(snap *snapshot, fetched []fetchedSegment) error {
 	if err != nil {
 		return err
 	}
-	keys, err := parseLedgerKeys(snap.at.keys)
+	keys, err := f.keysOf(snap)
 	if err != nil {
 		return err
 	}
