@@ -136,6 +136,9 @@ func openNode(o nodeOptions) (_ *node, err error) {
 	if err := os.MkdirAll(o.dataDir, 0o700); err != nil {
 		return nil, err
 	}
+	if o.metrics == nil {
+		o.metrics = newMetrics()
+	}
 	n := &node{o: o, sealNow: make(chan struct{}, 1), failures: make(chan error, 1)}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	n.packer.n, n.reads.n, n.fetches.n, n.streams.n = n, n, n, n

@@ -130,21 +130,17 @@ func (n *node) witnessRound() {
 
 // countWitness tells the operator how it went with one witness.
 func (n *node) countWitness(f *witnessFeed, head signedHead, err error) {
-	var none metrics
-	m := n.o.metrics
-	if m == nil {
-		m = &none
-	}
+	m := &n.o.metrics.witness
 	switch {
 	case n.ctx.Err() != nil:
 	case err == nil:
-		m.witness.cosigned.add(1)
-		m.witness.size.set(int64(head.size))
+		m.cosigned.add(1)
+		m.size.set(int64(head.size))
 	case errors.Is(err, errWitnessRefused):
-		m.witness.refused.add(1)
+		m.refused.add(1)
 		f.limit.warn("WITNESS REFUSES THIS LEDGER", "size", head.size, "error", err)
 	default:
-		m.witness.failed.add(1)
+		m.failed.add(1)
 		f.limit.warn("no cosignature", "size", head.size, "error", err)
 	}
 }
