@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -111,7 +112,10 @@ func TestWitnessLies(t *testing.T) {
 		"beyond":                 {size("9\n"), errWitnessRefused},
 		"no size":                {size("-1\n"), errWitnessAnswer},
 		"never content":          {size("5\n"), errWitnessAnswer},
-		"slow":                   {func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, context.DeadlineExceeded},
+		"slow": {func(_ http.ResponseWriter, r *http.Request) {
+			io.Copy(io.Discard, r.Body) // only then the server sees that the client is gone
+			<-r.Context().Done()
+		}, context.DeadlineExceeded},
 	} {
 		t.Run(name, func(t *testing.T) {
 			server := httptest.NewServer(test.answer)
