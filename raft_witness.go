@@ -291,6 +291,8 @@ func (t *witnessTable) get(least uint64) (signedHead, error) {
 func (n *node) witnessedHead(ctx context.Context, least uint64) (signedHead, error) {
 	if addr, _ := n.leaderServer(); addr != "" && !n.leads() {
 		var answer witnessedAnswer
+		ctx, cancel := context.WithTimeout(ctx, leaderWait)
+		defer cancel()
 		err := n.call(ctx, http.MethodGet, string(addr), "/witnessed?least="+strconv.FormatUint(least, 10), nil, &answer)
 		if err == nil {
 			return answer.head()

@@ -233,17 +233,15 @@ func (c *testCluster) waitWitnessed(size, least uint64, list ...*lateWitness) {
 			continue
 		}
 		var head signedHead
+		var vkey string
 		eventually(c.t, fmt.Sprintf("node %d has no witnessed checkpoint of %d", i+1, size), func() bool {
 			c.tend()
-			var err error
+			var err, err2 error
 			head, err = n.witnessedHead(c.t.Context(), least)
-			return err == nil && head.size >= size
+			vkey, _, err2 = n.ledgerVKeys()
+			return err == nil && err2 == nil && head.size >= size
 		})
 		signed, err := parseNote(head.note)
-		if err != nil {
-			c.t.Fatal(err)
-		}
-		vkey, _, err := n.ledgerVKeys()
 		if err != nil {
 			c.t.Fatal(err)
 		}
