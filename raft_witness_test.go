@@ -105,7 +105,7 @@ func TestWitnessLies(t *testing.T) {
 		"another body":           {answer(200, "x\n\n"+own.sign(head.body()+"\nx\n", 1).line()), errWitnessAnswer},
 		"huge":                   {answer(200, strings.Repeat(good, 1000)), errWitnessAnswer},
 		"many":                   {answer(200, strings.Repeat("— x AAAAAAA=\n", 70)), errWitnessAnswer},
-		"redirect":               {http.RedirectHandler("http://127.0.0.1:1/", 307).ServeHTTP, errWitnessAnswer},
+		"redirect":               {http.RedirectHandler("http://127.0.0.1:1/", http.StatusTemporaryRedirect).ServeHTTP, errWitnessAnswer},
 		"server error":           {answer(500, "sorry"), errWitnessAnswer},
 		"refusal":                {answer(422, "no"), errWitnessRefused},
 		"conflict":               {answer(409, "no"), errWitnessRefused},
