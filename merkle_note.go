@@ -27,8 +27,9 @@ import (
 // The text ends with a newline; the last empty line of the note divides it from
 // the signatures, one a line: U+2014, space, the key's name, space, base64 of
 // the key's id (4 bytes) and the signature. All of it is UTF-8 without control
-// characters; base64 is RFC 4648 §4 with padding and nothing else in it. What
-// is signed, and the signature, by the kind of key:
+// characters, at most 1,000,000 bytes with at most 64 signatures; base64 is RFC
+// 4648 §4 with padding and nothing else in it. What is signed, and the
+// signature, by the kind of key:
 //
 //	kind 1  the text                                               64 bytes of Ed25519
 //	kind 4  "cosignature/v1\ntime " unix seconds "\n" and the text  8 bytes of unix seconds, 64 of Ed25519

@@ -127,7 +127,7 @@ func (s *store) seal(time int64, at checkpoint, window []chunk) error {
 	}
 	at.size, at.version, at.confirmed = info.end(), m.version, uint64(m.confirmed)
 	s.sealing = append(slices.Clip(s.sealing), &sealedSegment{s.pending, info, at, window})
-	s.pending = newPendingSegment(info.end())
+	s.pending = s.pending.successor()
 	s.manifest.Store(m)
 	select {
 	case s.wake <- struct{}{}:
