@@ -16,7 +16,8 @@ import (
 // So a lazyConn only notes deadlines. The socket learns of one when it has
 // passed, from a sweep over all connections that runs every sweepInterval; and
 // a read of one byte, which is what net/http watches with, waits without
-// touching the socket until net/http calls it off.
+// touching the socket until net/http calls it off. Only a handler that waits
+// for ever, as one does that follows the ledger, has the socket watched.
 
 // sweepInterval is how late a deadline may come.
 const sweepInterval = 250 * time.Millisecond
@@ -35,6 +36,7 @@ type lazyConn struct {
 	past    bool // reads end at once, until the deadline is moved
 	reading bool // a read is in the socket
 	parked  bool // a read waits for woken
+	watched bool // the handler wants to know that its client leaves
 }
 
 // lazyDeadline is one deadline of a connection.
@@ -54,7 +56,7 @@ func (c *lazyConn) Read(p []byte) (int, error) {
 	c.mu.Lock()
 	if len(p) == 1 { // net/http's watch for a client that leaves
 		c.parked = true
-		for !c.past {
+		for !c.past && !c.watched {
 			c.woken.Wait()
 		}
 		c.parked = false
@@ -70,6 +72,16 @@ func (c *lazyConn) Read(p []byte) (int, error) {
 	c.reading = false
 	c.mu.Unlock()
 	return n, err
+}
+
+// watch says whether the handler under way is to learn that its client leaves.
+func (c *lazyConn) watch(on bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.watched = on
+	if c.parked {
+		c.woken.Signal()
+	}
 }
 
 // SetReadDeadline notes t. longAgo or before ends the read under way at once, and

@@ -135,10 +135,8 @@ func (p *proofs) receipt(b []byte, seq uint64) []byte {
 
 // committed returns entry seq, which is committed, once this node has applied it.
 func (p *proofs) committed(ctx context.Context, seq uint64) (entry, error) {
-	if p.s.store.size() <= seq {
-		if err := p.s.store.waitSize(ctx, seq+1); err != nil {
-			return entry{}, err
-		}
+	if err := p.s.node.waitCommitted(ctx, seq+1); err != nil {
+		return entry{}, err
 	}
 	return p.s.store.entryAt(seq)
 }
