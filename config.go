@@ -31,6 +31,7 @@ type config struct {
 	Cluster   clusterConfig   `toml:"cluster"`
 	Discovery discoveryConfig `toml:"discovery" later:"true"`
 	API       apiConfig       `toml:"api"`
+	Witness   witnessConfig   `toml:"witness"`
 	Log       logConfig       `toml:"log"`
 
 	// These sections have no keys yet: a file may hold them only empty.
@@ -194,6 +195,19 @@ type apiConfig struct {
 	AllowDelete bool `toml:"allow_delete"`
 }
 
+// witnessConfig is [witness]: who watches the ledger and cosigns its checkpoints.
+// Whoever leads asks them, so all nodes should have the same list.
+type witnessConfig struct {
+	// The witnesses, each "<vkey> <url>": its verifier key, for cosignatures, and
+	// the http:// or https:// URL that add-checkpoint stands below. Default none.
+	Targets []string `toml:"targets" max:"16"`
+	// Seconds between two rounds; in a round each witness that has not cosigned
+	// the newest checkpoint is asked to. Default 10.
+	IntervalSecs int64 `toml:"interval_secs" min:"1" max:"86400"`
+	// Seconds a round may take. Default 5.
+	TimeoutSecs int64 `toml:"timeout_secs" min:"1" max:"300"`
+}
+
 // logConfig is [log]: what goes to standard error.
 type logConfig struct {
 	// trace, debug, info, warn or error. Default info.
@@ -221,8 +235,9 @@ func defaultConfig() *config {
 		Cluster:   clusterConfig{Name: "scribe", Voter: true},
 		Discovery: discoveryConfig{DiscoveryPort: 17946, BroadcastAddr: "255.255.255.255",
 			HeartbeatIntervalMS: 500, FailureTimeoutMS: 1500},
-		API: apiConfig{ReadConsistency: "linearizable", WriteTimeoutSecs: 30, ReadTimeoutSecs: 10, AllowDelete: true},
-		Log: logConfig{Level: "info", Format: "auto"},
+		API:     apiConfig{ReadConsistency: "linearizable", WriteTimeoutSecs: 30, ReadTimeoutSecs: 10, AllowDelete: true},
+		Witness: witnessConfig{IntervalSecs: 10, TimeoutSecs: 5},
+		Log:     logConfig{Level: "info", Format: "auto"},
 	}
 }
 
@@ -315,6 +330,7 @@ func (l *configLoader) validate() {
 	l.check(c.Storage.SealAfter >= 100*time.Millisecond && c.Storage.SealAfter <= 720*time.Hour, c.Storage.SealAfter,
 		"a duration from 100ms to 720h", "storage.seal_after")
 	l.validateTiming()
+	l.validateWitnesses()
 	l.check(validName(c.Cluster.Name), c.Cluster.Name,
 		"letters, digits, '.', '_' and '-'", "cluster.name")
 	l.check(c.Cluster.Insecure || loopback(c.Node.Address), c.Node.Address,
@@ -375,6 +391,40 @@ func (l *configLoader) validateTiming() {
 	l.check(k.HeartbeatIntervalMS < k.ElectionTimeoutMin/2, k.HeartbeatIntervalMS,
 		fmt.Sprintf("less than half of election_timeout_min = %d", k.ElectionTimeoutMin),
 		"consensus.heartbeat_interval_ms", "consensus.election_timeout_min")
+}
+
+// validateWitnesses checks each of witness.targets.
+func (l *configLoader) validateWitnesses() {
+	var wrong []string
+	seen := make(map[string]bool)
+	for _, target := range l.config.Witness.Targets {
+		key, _, err := splitWitness(target)
+		if err != nil {
+			wrong = append(wrong, fmt.Sprintf("%.300q (%v)", target, err))
+		} else if vkey := key.String(); seen[vkey] {
+			wrong = append(wrong, fmt.Sprintf("%s twice", vkey))
+		} else {
+			seen[vkey] = true
+		}
+	}
+	l.check(len(wrong) == 0, strings.Join(wrong, ", "),
+		`"<vkey> <url>" of each witness, once`, "witness.targets")
+}
+
+// splitWitness reads one of witness.targets: a key for cosignatures and a URL.
+func splitWitness(target string) (noteVerifier, string, error) {
+	vkey, prefix, _ := strings.Cut(target, " ")
+	prefix = strings.TrimRight(strings.TrimSpace(prefix), "/")
+	key, err := parseVerifier(vkey)
+	switch {
+	case err != nil:
+		return noteVerifier{}, "", err
+	case key.kind != sigCosignature:
+		return noteVerifier{}, "", fmt.Errorf("key of type %#02x, a witness has %#02x", key.kind, sigCosignature)
+	case !validEndpoint(prefix) || strings.ContainsAny(prefix, "?# "):
+		return noteVerifier{}, "", fmt.Errorf("%.200q is not a URL such as https://host:port/path", prefix)
+	}
+	return key, prefix, nil
 }
 
 // splitAddr splits host:port and checks that the port is a number from lowest to 65535.

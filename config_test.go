@@ -95,6 +95,11 @@ level = "warn"
 	}
 }
 
+const (
+	witnessVKey = "witness.example/w1+0ad7d35e+BIqI4910CfGV/VLbLTy6XXLKZwm/HZQSG/N0iAG0D29c"
+	ledgerVKey  = "example.com/scribe-test+406a2823+ATtqJ7zOtqQtYqOo0CpvDXNlMhV3HeJDpjrASKGLWdop"
+)
+
 func TestConfigFaults(t *testing.T) {
 	for _, test := range []struct {
 		text string
@@ -156,6 +161,11 @@ func TestConfigFaults(t *testing.T) {
 		{"[discovery]\nbroadcast_addr = 'all'", "2: discovery.broadcast_addr: want an IP address, got all"},
 		{"[api]\nread_consistency = 'maybe'", "2: api.read_consistency: want linearizable or stale, got 'maybe'"},
 		{"[api]\nwrite_timeout_secs = 0", "2: api.write_timeout_secs: want a whole number from 1 to 3600, got 0"},
+		{"[witness]\ntargets = 'x'", "2: witness.targets: want a list of at most 16 strings, got 'x'"},
+		{"[witness]\ntargets = ['x', '" + witnessVKey + "', '" + witnessVKey + " ftp://x', '" + witnessVKey + " http://x', '" + witnessVKey + "  https://y/', '" + ledgerVKey + " http://x']",
+			`2: witness.targets: want "<vkey> <url>" of each witness, once, got "x" (malformed key "x": want name+id+base64), "` + witnessVKey + `" ("" is not a URL such as https://host:port/path), "` +
+				witnessVKey + ` ftp://x" ("ftp://x" is not a URL such as https://host:port/path), ` + witnessVKey + ` twice, "` + ledgerVKey + ` http://x" (key of type 0x01, a witness has 0x04)`},
+		{"[witness]\ninterval_secs = 0\ntimeout_secs = 301", "2: witness.interval_secs: want a whole number from 1 to 86400, got 0|3: witness.timeout_secs: want a whole number from 1 to 300, got 301"},
 		{"[log]\nlevel = 'loud'", "2: log.level: want trace or debug or info or warn or error, got 'loud'"},
 		{"[log]\nformat = { a = 1 }", "2: log.format: want auto or text or json, got a table"},
 		{"[tls]\ncert = 'x'", "2: tls.cert: section [tls] is not served by this version; leave it out or empty"},
@@ -307,6 +317,7 @@ consensus: election_timeout_min election_timeout_max heartbeat_interval_ms
 cluster: name expect secret insecure voter
 discovery: enabled discovery_port broadcast_addr heartbeat_interval_ms failure_timeout_ms
 api: read_consistency write_timeout_secs read_timeout_secs allow_delete
+witness: targets interval_secs timeout_secs
 log: level format`
 
 // TestConfigKeys: the keys are those of API.md and scrub_rate, each has a variable of its own

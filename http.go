@@ -42,6 +42,8 @@ type serverNode interface {
 	transfer(ctx context.Context, to uint64) error
 	// signedHead is documented at node.signedHead.
 	signedHead(ctx context.Context, minSize uint64, cosigned bool) (signedHead, error)
+	// witnessedHead is documented at node.witnessedHead.
+	witnessedHead(ctx context.Context, least uint64) (signedHead, error)
 	ledgerVKeys() (current string, former []string, err error)
 	nodeVKeys() map[uint64]string
 	rotateLedgerKey(ctx context.Context) error

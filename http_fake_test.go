@@ -363,6 +363,16 @@ func testSigner(t testing.TB, name string, seed byte) noteSigner {
 	return k
 }
 
+// witnessedHead has the cosignature of one witness, and none over nothing.
+func (f *fakeLedger) witnessedHead(ctx context.Context, least uint64) (signedHead, error) {
+	if f.size() == 0 || least > 1 {
+		return signedHead{}, errNotWitnessed
+	}
+	head, err := f.signedHead(ctx, f.size(), false)
+	head.note += "— w AAAAAAA=\n"
+	return head, err
+}
+
 func (f *fakeLedger) signedHead(ctx context.Context, minSize uint64, cosigned bool) (signedHead, error) {
 	if _, ok := ctx.Deadline(); !ok {
 		f.t.Error("signedHead without a deadline")

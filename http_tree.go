@@ -14,14 +14,41 @@ import (
 const immutable = "public, max-age=31536000, immutable"
 
 // checkpoint answers with a signed head that covers every write acknowledged
-// before the request.
+// before the request, or with ?witnessed=k with the newest one that k witnesses
+// cosigned (true is 1), which may be older.
 func (s *server) checkpoint(c *call) (reply, error) {
+	if least, given, err := c.witnesses(); err != nil || given {
+		return s.witnessed(c, least, err)
+	}
 	if err := s.prepareRead(c); err != nil {
 		return reply{}, err
 	}
 	head, err := s.node.signedHead(s.reads.context(), s.store.size(), true)
 	if err != nil {
 		return reply{}, s.unproven(err)
+	}
+	return textReply(c, head.note), nil
+}
+
+// witnesses returns how many witnesses the query wants.
+func (c *call) witnesses() (least uint64, given bool, err error) {
+	if v, given, err := c.param("witnessed"); err == nil && given && v == "true" {
+		return 1, true, nil
+	}
+	return c.number("witnessed", 1, maxNoteSignatures)
+}
+
+// witnessed answers with the newest head that least witnesses cosigned.
+func (s *server) witnessed(c *call, least uint64, err error) (reply, error) {
+	if err != nil {
+		return reply{}, err
+	}
+	head, err := s.node.witnessedHead(s.reads.context(), least)
+	if errors.Is(err, errNotWitnessed) {
+		return reply{}, &apiError{status: 404, code: "not_found", message: fmt.Sprintf("no checkpoint is cosigned by %d witnesses yet", least)}
+	}
+	if err != nil {
+		return reply{}, err
 	}
 	return textReply(c, head.note), nil
 }

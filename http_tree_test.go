@@ -34,6 +34,11 @@ func TestCheckpoint(t *testing.T) {
 		{method: "GET", target: "/ledger/checkpoint?consistency=stale", status: 200, want: []string{"Scribe-Last-Contact: 0"}},
 		{method: "GET", target: "/ledger/checkpoint?consistency=x", status: 400, code: "malformed"},
 		{method: "GET", target: "/ledger/checkpoint/", status: 404, code: "not_found"},
+		{method: "GET", target: "/ledger/checkpoint?witnessed=true", status: 200, in: "\n— w AAAAAAA=\n"},
+		{method: "GET", target: "/ledger/checkpoint?witnessed=1", status: 200, in: "\n— w AAAAAAA=\n"},
+		{method: "GET", target: "/ledger/checkpoint?witnessed=2", status: 404, code: "not_found", in: "cosigned by 2 witnesses"},
+		{method: "GET", target: "/ledger/checkpoint?witnessed=0", status: 400, code: "malformed"},
+		{method: "GET", target: "/ledger/checkpoint?witnessed=x", status: 400, code: "malformed"},
 		{method: "PUT", target: "/ledger/checkpoint", status: 400, code: "reserved_key"},
 	})
 }

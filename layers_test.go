@@ -22,7 +22,7 @@ import (
 var knows = map[string]string{
 	"merkle":    "",
 	"metrics":   "",
-	"config":    "",
+	"config":    "merkle",
 	"s3":        "metrics",
 	"discovery": "metrics",
 	"segment":   "merkle",

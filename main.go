@@ -94,6 +94,7 @@ func commands() []command {
 		{"import", "FILE.ndjson|-", "write one operation a line", (*program).importLines},
 		{"export", "[-o FILE] [--from SEQ] [--prefix P]", "print all entries, one a line, as import reads them", (*program).export},
 		{"bench", "[--op put|get|mixed] [--connections N] ...", "generate load and measure it", (*program).bench},
+		{"witness", "--name NAME --log VKEY [--log-file FILE] [--listen ADDR] [--data DIR]", "watch ledgers and cosign their checkpoints (C2SP tlog-witness)", (*program).witness},
 		{"version", "", "print the version", (*program).version},
 	}
 }

@@ -172,8 +172,21 @@ func nodeOptionsFrom(c *config, url string, logger *slog.Logger, m *metrics) nod
 		heartbeat:    time.Duration(c.Consensus.HeartbeatIntervalMS) * time.Millisecond,
 		writeTimeout: time.Duration(c.API.WriteTimeoutSecs) * time.Second,
 		readTimeout:  time.Duration(c.API.ReadTimeoutSecs) * time.Second,
-		logger:       logger, metrics: m, now: time.Now,
+		witnesses:    witnessTargets(c.Witness.Targets),
+		witnessEvery: time.Duration(c.Witness.IntervalSecs) * time.Second, witnessTimeout: time.Duration(c.Witness.TimeoutSecs) * time.Second,
+		logger: logger, metrics: m, now: time.Now,
 	}
+}
+
+// witnessTargets translates the witnesses, which validate has looked at.
+func witnessTargets(list []string) []witnessTarget {
+	var all []witnessTarget
+	for _, s := range list {
+		if key, url, err := splitWitness(s); err == nil {
+			all = append(all, witnessTarget{key, url})
+		}
+	}
+	return all
 }
 
 // serverOptionsFrom translates the configuration for the HTTP server.

@@ -17,6 +17,10 @@ import (
 // and perhaps extension lines, none of them empty. The root of the empty tree
 // is SHA-256 of nothing.
 
+// errEmptyRoot is wrapped by the error about a tree head of no entries whose
+// root is not that of the empty tree.
+var errEmptyRoot = fmt.Errorf("%w tree head of an empty tree", errNote)
+
 // treeHead is the size and root of one log's tree.
 type treeHead struct {
 	origin     string
@@ -56,7 +60,7 @@ func parseTreeHead(body string) (treeHead, error) {
 		return treeHead{}, fmt.Errorf("tree head: root: %w", err)
 	}
 	if h.size == 0 && h.root != emptyRoot {
-		return treeHead{}, fmt.Errorf("%w tree head: root of no entries is %s, want %s", errNote, h.root, emptyRoot)
+		return treeHead{}, fmt.Errorf("%w: root is %s, want %s", errEmptyRoot, h.root, emptyRoot)
 	}
 	if len(lines) > 3 {
 		h.extensions = lines[3:]

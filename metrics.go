@@ -53,6 +53,12 @@ type metrics struct {
 		repaired counter `help:"Damages that were mended."`
 		damaged  gauge   `help:"Damages that are not mended."`
 	}
+	witness struct {
+		cosigned counter `help:"Cosignatures that witnesses gave."`
+		refused  counter `help:"Checkpoints a witness refused because it knows another history."`
+		failed   counter `help:"Requests to witnesses that failed otherwise."`
+		size     gauge   `help:"Entries of the newest checkpoint that a witness cosigned."`
+	}
 	proof struct {
 		receipts counter   `help:"Receipts given with writes."`
 		missing  counter   `help:"Writes committed whose receipt could not be given."`

@@ -32,6 +32,7 @@ import (
 //	raft_key.go        the ledger's key and this node's own
 //	raft_checkpoint.go signed tree heads; raft_cosign.go what other nodes say of them
 //	raft_snapshot.go   snapshots and the segments they name
+//	raft_witness.go    the witnesses that cosign checkpoints
 //	raft_peers.go      what the nodes know of each other
 //	raft_log.go        the Raft log on disk
 //	raft_transport.go  Raft's messages; raft_port.go the port they travel on
@@ -48,6 +49,7 @@ type node struct {
 	reads     readRounds
 	streams   streamTable
 	bodies    budget
+	witnesses witnessTable
 	peers     peerTable
 	key       ed25519.PrivateKey // node.key
 	signer    headSigner
@@ -110,6 +112,10 @@ type nodeOptions struct {
 	writeTimeout time.Duration
 	readTimeout  time.Duration
 
+	witnesses      []witnessTarget
+	witnessEvery   time.Duration // between two rounds
+	witnessTimeout time.Duration // of a round
+
 	logger  *slog.Logger
 	metrics *metrics
 	now     func() time.Time
@@ -139,6 +145,9 @@ func openNode(o nodeOptions) (_ *node, err error) {
 	if err := os.MkdirAll(o.dataDir, 0o700); err != nil {
 		return nil, err
 	}
+	if o.metrics == nil {
+		o.metrics = newMetrics()
+	}
 	n := &node{o: o, sealNow: make(chan struct{}, 1), failures: make(chan error, 1)}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	n.checks.wake = make(chan struct{}, 1)
@@ -149,6 +158,7 @@ func openNode(o nodeOptions) (_ *node, err error) {
 	n.signer.n, n.cosigner.n, n.collector.n = n, n, n
 	n.bodies.free = max(bodyBudget, 2*o.maxValueSize)
 	n.changing.init()
+	n.witnesses.init(&n.o)
 	defer func() {
 		if err != nil {
 			n.release()
@@ -313,6 +323,9 @@ func (n *node) startRaft() error {
 	n.done.Go(n.sealLoop)
 	n.done.Go(n.checkLoop)
 	n.done.Go(n.catchUp)
+	if len(n.o.witnesses) > 0 {
+		n.done.Go(n.witnessLoop)
+	}
 	n.done.Go(n.checkSigned)
 	if servers := n.servers(); len(servers) == 1 && servers[0].ID == conf.LocalID {
 		n.done.Go(func() { n.transport.lead(conf.LocalID) }) // nobody else can be the leader
@@ -663,6 +676,7 @@ func (n *node) internalRoutes() http.Handler {
 	m.HandleFunc("POST /compare", n.serveCompare)
 	m.HandleFunc("POST /transfer", n.serveTransfer)
 	m.HandleFunc("GET /segments/{id}", n.serveSegment)
+	m.HandleFunc("GET /witnessed", n.serveWitnessed)
 	m.HandleFunc("POST /rotate-key", n.serveRotate)
 	m.HandleFunc("POST /head", n.serveHead)
 	m.HandleFunc("POST /cosign", n.serveCosign)
