@@ -349,18 +349,18 @@ func replaceField(reply []byte, name string, value any) []byte {
 	return encodeTest(m)
 }
 
-// checked runs a command of the program against its own folder of pins.
-func checked(t *testing.T, folder string, args ...string) (code int, out, errs string) {
+// runHere runs a command of the program against its own folder of pins.
+func runHere(t *testing.T, folder string, args ...string) (code int, out, errs string) {
 	t.Helper()
 	var stdout, stderr bytes.Buffer
 	code = runCommand(t.Context(), args, strings.NewReader(""), &stdout, &stderr, []string{"SCRIBE_CONFIG_DIR=" + folder})
 	return code, stdout.String(), stderr.String()
 }
 
-// expect runs a command and demands its exit code and a text in what it says.
-func expect(t *testing.T, folder string, code int, text string, args ...string) string {
+// exits runs a command and demands its exit code and a text in what it says.
+func exits(t *testing.T, folder string, code int, text string, args ...string) string {
 	t.Helper()
-	got, out, errs := checked(t, folder, args...)
+	got, out, errs := runHere(t, folder, args...)
 	if got != code || !strings.Contains(out+errs, text) {
 		t.Fatalf("%v: exit %d, want %d and %q in:\n%s%s", args, got, code, text, out, errs)
 	}
@@ -387,16 +387,16 @@ func TestVerifyReceipt(t *testing.T) {
 	base := []string{"verify", "--receipt", file}
 	with := func(args ...string) []string { return append(base[:len(base):len(base)], args...) }
 
-	out := expect(t, "", 0, "verified", with("--key", vkey, "--value", value)...)
+	out := exits(t, "", 0, "verified", with("--key", vkey, "--value", value)...)
 	for _, text := range []string{`key "the key", version 1, put`, "entry      20", "9 bytes, SHA-256 " + e.sum.String(),
 		"tree       25 entries", vkey, "2023-11-14T22:13:20.006Z", e.contentType} {
 		if !strings.Contains(out, text) {
 			t.Errorf("no %q in:\n%s", text, out)
 		}
 	}
-	expect(t, "", 0, "verified", with("--key", write(t, vkey+"\n"))...)
+	exits(t, "", 0, "verified", with("--key", write(t, vkey+"\n"))...)
 	node := func(i int) string { return h.nodes[i].String() }
-	expect(t, "", 0, "cosigned", with("--key", vkey, "--quorum", "2", "--node-key", node(0), "--node-key", node(2))...)
+	exits(t, "", 0, "cosigned", with("--key", vkey, "--quorum", "2", "--node-key", node(0), "--node-key", node(2))...)
 
 	other := newHonest(t, 9)
 	stranger := testSigner(t, "x", sigCosignature, 77).String()
@@ -427,11 +427,11 @@ func TestVerifyReceipt(t *testing.T) {
 		{2, "whole number", []string{"verify", "k", "--seq", "-1"}},
 		{2, "want http://", []string{"verify", "k", "--url", "ftp://x"}},
 	} {
-		expect(t, t.TempDir(), bad.code, bad.text, bad.args...)
+		exits(t, t.TempDir(), bad.code, bad.text, bad.args...)
 	}
 	forged := r
 	forged.extra = h.entries[3].raw
-	expect(t, "", 1, "the leaf is of entry 3, the proof of 20", "verify", "--key", vkey, "--receipt", write(t, forged.String()))
+	exits(t, "", 1, "the leaf is of entry 3, the proof of 20", "verify", "--key", vkey, "--receipt", write(t, forged.String()))
 }
 
 // Every flipped bit of a receipt is refused, or is in a part that proves
