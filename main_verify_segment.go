@@ -46,8 +46,8 @@ type segmentAudit struct {
 	sum  bool          // also derive the SHA-256 of the file
 	done *atomic.Int64 // bytes of values and records read
 
-	auditedSegment
-	segmentFooter
+	found        auditedSegment
+	footer       segmentFooter
 	file         digest // of the bytes read so far, if sum
 	values       *bufio.Reader
 	records      *bufio.Reader
@@ -76,7 +76,7 @@ func (a *segmentAudit) run() (auditedSegment, error) {
 			return auditedSegment{}, err
 		}
 	}
-	return a.auditedSegment, nil
+	return a.found, nil
 }
 
 // readHeader reads the first 64 bytes and checks that they are what their fields give.
@@ -88,11 +88,11 @@ func (a *segmentAudit) readHeader() error {
 	if _, err := a.src.ReadAt(b, 0); err != nil {
 		return fmt.Errorf("%s: %w", a.name, err)
 	}
-	copy(a.cluster[:], b[16:])
-	a.first = binary.BigEndian.Uint64(b[32:])
-	a.segmentInfo.count = binary.BigEndian.Uint64(b[40:])
-	a.time = int64(binary.BigEndian.Uint64(b[48:]))
-	want := appendSegmentHeader(nil, a.cluster, a.first, a.segmentInfo.count, a.time)
+	copy(a.found.cluster[:], b[16:])
+	a.found.first = binary.BigEndian.Uint64(b[32:])
+	a.found.count = binary.BigEndian.Uint64(b[40:])
+	a.found.time = int64(binary.BigEndian.Uint64(b[48:]))
+	want := appendSegmentHeader(nil, a.found.cluster, a.found.first, a.found.count, a.found.time)
 	if at := firstDifference(b, want); at >= 0 {
 		return a.differsAt(uint64(at), "segment header is not sound")
 	}
@@ -118,11 +118,11 @@ func (a *segmentAudit) readFooter() error {
 		return fmt.Errorf("%s: %w", a.name, err)
 	}
 	var err error
-	if a.segmentFooter, err = parseSegmentFooter(b, a.size); err != nil {
+	if a.footer, err = parseSegmentFooter(b, a.size); err != nil {
 		return a.differsAt(uint64(at), "%w", err)
 	}
-	if a.segmentFooter.count != a.segmentInfo.count || a.first+a.segmentInfo.count < a.first {
-		return a.differsAt(uint64(at)+16, "footer counts %d entries, header %d from %d", a.segmentFooter.count, a.segmentInfo.count, a.first)
+	if a.footer.count != a.found.count || a.found.first+a.found.count < a.found.first {
+		return a.differsAt(uint64(at)+16, "footer counts %d entries, header %d from %d", a.footer.count, a.found.count, a.found.first)
 	}
 	return nil
 }
@@ -137,22 +137,22 @@ const maxBufferedValue = 1 << 20
 
 // readEntries checks every record, its place and its value.
 func (a *segmentAudit) readEntries() error {
-	a.records = a.section(a.recordsAt, a.directoryAt, 256<<10)
-	a.directory = a.section(a.directoryAt, uint64(a.size)-segmentFooterSize, 64<<10)
-	values := a.section(segmentHeaderSize, a.recordsAt, maxBufferedValue)
+	a.records = a.section(a.footer.recordsAt, a.footer.directoryAt, 256<<10)
+	a.directory = a.section(a.footer.directoryAt, uint64(a.size)-segmentFooterSize, 64<<10)
+	values := a.section(segmentHeaderSize, a.footer.recordsAt, maxBufferedValue)
 	if a.sum {
 		a.file = sha256.New()
 		if _, err := io.Copy(a.file, io.NewSectionReader(a.src, 0, segmentHeaderSize)); err != nil {
 			return fmt.Errorf("%s: %w", a.name, err)
 		}
-		all := io.NewSectionReader(a.src, segmentHeaderSize, int64(a.recordsAt-segmentHeaderSize))
+		all := io.NewSectionReader(a.src, segmentHeaderSize, int64(a.footer.recordsAt-segmentHeaderSize))
 		values = bufio.NewReaderSize(io.TeeReader(all, a.file), values.Size())
 	}
 	a.values = values
-	a.valueAt, a.recordAt = segmentHeaderSize, a.recordsAt
-	a.leaves = make([]hash, 0, a.segmentFooter.count)
-	a.links = make([]link, 0, a.segmentFooter.count)
-	for seq := a.first; seq < a.first+a.segmentFooter.count; seq++ {
+	a.valueAt, a.recordAt = segmentHeaderSize, a.footer.recordsAt
+	a.found.leaves = make([]hash, 0, a.footer.count)
+	a.found.links = make([]link, 0, a.footer.count)
+	for seq := a.found.first; seq < a.found.first+a.footer.count; seq++ {
 		if err := a.readEntry(seq); err != nil {
 			return err
 		}
@@ -178,10 +178,10 @@ func (a *segmentAudit) readEntry(seq uint64) error {
 	switch {
 	case r.header.seq != seq:
 		err = fmt.Errorf("the record is of entry %d", r.header.seq)
-	case r.header.time < a.lastTime:
-		err = fmt.Errorf("time goes back from %d to %d", a.lastTime, r.header.time)
-	case r.valueAt != a.valueAt || r.header.size > a.recordsAt-a.valueAt:
-		err = fmt.Errorf("value of %d bytes is at %d, want it at %d and before %d", r.header.size, r.valueAt, a.valueAt, a.recordsAt)
+	case r.header.time < a.found.lastTime:
+		err = fmt.Errorf("time goes back from %d to %d", a.found.lastTime, r.header.time)
+	case r.valueAt != a.valueAt || r.header.size > a.footer.recordsAt-a.valueAt:
+		err = fmt.Errorf("value of %d bytes is at %d, want it at %d and before %d", r.header.size, r.valueAt, a.valueAt, a.footer.recordsAt)
 	}
 	if err != nil {
 		return a.differs(a.recordAt, seq, "%w", err)
@@ -194,12 +194,12 @@ func (a *segmentAudit) readEntry(seq uint64) error {
 	}
 	leaf := leafHash(r.raw)
 	a.tree.append(leaf)
-	a.leaves = append(a.leaves, leaf)
-	a.links = append(a.links, link{a.tag(r.header.key), r.header.version, r.header.prev})
-	if seq == a.first {
-		a.earliest = r.header.time
+	a.found.leaves = append(a.found.leaves, leaf)
+	a.found.links = append(a.found.links, link{a.tag(r.header.key), r.header.version, r.header.prev})
+	if seq == a.found.first {
+		a.found.earliest = r.header.time
 	}
-	a.lastTime = r.header.time
+	a.found.lastTime = r.header.time
 	a.valueAt += r.header.size
 	a.recordAt += uint64(n)
 	a.done.Add(int64(r.header.size) + int64(n))
@@ -209,12 +209,12 @@ func (a *segmentAudit) readEntry(seq uint64) error {
 
 // readDirectory checks that the directory leads to the record of seq.
 func (a *segmentAudit) readDirectory(seq uint64) error {
-	at := a.directoryAt + (seq-a.first)*directoryEntrySize
+	at := a.footer.directoryAt + (seq-a.found.first)*directoryEntrySize
 	var b [directoryEntrySize]byte
 	if _, err := io.ReadFull(a.directory, b[:]); err != nil {
 		return a.differs(at, seq, "the directory ends")
 	}
-	if got, want := uint64(binary.BigEndian.Uint32(b[:])), a.recordAt-a.recordsAt; got != want {
+	if got, want := uint64(binary.BigEndian.Uint32(b[:])), a.recordAt-a.footer.recordsAt; got != want {
 		return a.differs(at, seq, "directory says record offset %d, want %d", got, want)
 	}
 	a.directorySum = crc32.Update(a.directorySum, castagnoli, b[:])
@@ -251,18 +251,18 @@ func (a *segmentAudit) readValue(r *record) error {
 // checkEnds checks that the sections end where the entries do, and that the
 // footer is the one they give.
 func (a *segmentAudit) checkEnds() error {
-	if a.valueAt != a.recordsAt {
-		return a.differsAt(a.valueAt, "bytes up to %d belong to no value", a.recordsAt)
+	if a.valueAt != a.footer.recordsAt {
+		return a.differsAt(a.valueAt, "bytes up to %d belong to no value", a.footer.recordsAt)
 	}
-	if a.recordAt != a.directoryAt {
-		return a.differsAt(a.recordAt, "bytes up to %d belong to no record", a.directoryAt)
+	if a.recordAt != a.footer.directoryAt {
+		return a.differsAt(a.recordAt, "bytes up to %d belong to no record", a.footer.directoryAt)
 	}
-	a.root, a.segmentInfo.size = a.tree.root(), uint64(a.size)
+	a.found.root, a.found.size = a.tree.root(), uint64(a.size)
 	at := a.size - segmentFooterSize
-	if a.root != a.segmentFooter.root {
-		return a.differsAt(uint64(at)+24, "footer has merkle root %s, the entries give %s", a.segmentFooter.root, a.root)
+	if a.found.root != a.footer.root {
+		return a.differsAt(uint64(at)+24, "footer has merkle root %s, the entries give %s", a.footer.root, a.found.root)
 	}
-	want := segmentFooter{a.recordAt, a.directoryAt, a.segmentFooter.count, a.root, a.directorySum}
+	want := segmentFooter{a.footer.recordsAt, a.footer.directoryAt, a.footer.count, a.found.root, a.directorySum}
 	b := make([]byte, segmentFooterSize)
 	if _, err := a.src.ReadAt(b, at); err != nil {
 		return fmt.Errorf("%s: %w", a.name, err)
@@ -278,10 +278,10 @@ func (a *segmentAudit) sumFile() error {
 	if !a.sum {
 		return nil
 	}
-	if _, err := io.Copy(a.file, io.NewSectionReader(a.src, int64(a.recordsAt), a.size-int64(a.recordsAt))); err != nil {
+	if _, err := io.Copy(a.file, io.NewSectionReader(a.src, int64(a.footer.recordsAt), a.size-int64(a.footer.recordsAt))); err != nil {
 		return fmt.Errorf("%s: %w", a.name, err)
 	}
-	a.segmentInfo.sum = hash(a.file.Sum(nil))
+	a.found.sum = hash(a.file.Sum(nil))
 	return nil
 }
 
