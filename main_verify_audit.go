@@ -163,16 +163,17 @@ func (a *audit) add(source *auditSource, s *auditedSegment) error {
 	a.cluster, a.time = &s.cluster, s.lastTime
 	a.bytes += int64(s.size)
 	a.seals = append(a.seals, s.segmentInfo)
-	for i, leaf := range s.leaves {
-		if err := a.chains.add(s.first+uint64(i), s.links[i]); err != nil {
-			return err
-		}
-		if err := a.tree.append(leaf); err != nil {
-			return err
-		}
-		a.entries++
+	var group sync.WaitGroup
+	var chained error
+	var at uint64
+	group.Go(func() { at, chained = a.chains.addAll(s.first, s.links) })
+	grown := a.tree.appendAll(s.leaves)
+	group.Wait()
+	if chained != nil && (grown == nil || at < a.tree.size) {
+		return chained
 	}
-	return nil
+	a.entries += s.count
+	return grown
 }
 
 // fits compares a sound segment with the one before it, its name and the manifest.

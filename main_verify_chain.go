@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"hash/maphash"
+	"sync"
 )
 
 // The chain of versions: an entry names the key's previous one, and counts one
@@ -21,23 +22,31 @@ import (
 // chainHead is the newest entry of a key.
 type chainHead struct{ seq, version uint64 }
 
+// chainParts is in how many parts the keys are checked side by side.
+const chainParts = 4
+
 // chains are the newest entries of all keys so far.
 type chains struct {
-	tag    func(key []byte) uint64
-	heads  map[uint64]chainHead            // by tag
-	shared map[uint64]map[string]chainHead // tags of more than one key
+	tag   func(key []byte) uint64
+	parts [chainParts]chainPart // by the tag's remainder
 	// find returns the header of an entry that was audited and, for people, where it is.
 	find func(seq uint64) (h header, where string, err error)
+}
+
+// chainPart is chains for a part of the keys.
+type chainPart struct {
+	heads  map[uint64]chainHead            // by tag
+	shared map[uint64]map[string]chainHead // tags of more than one key
 }
 
 // newChains returns chains without any key.
 func newChains() *chains {
 	seed := maphash.MakeSeed()
-	return &chains{
-		tag:    func(key []byte) uint64 { return maphash.Bytes(seed, key) },
-		heads:  make(map[uint64]chainHead),
-		shared: make(map[uint64]map[string]chainHead),
+	c := &chains{tag: func(key []byte) uint64 { return maphash.Bytes(seed, key) }}
+	for i := range c.parts {
+		c.parts[i] = chainPart{make(map[uint64]chainHead), make(map[uint64]map[string]chainHead)}
 	}
+	return c
 }
 
 // follows reports whether an entry goes on from head, the key's newest if there is one.
@@ -48,23 +57,54 @@ func (l link) follows(head chainHead, seen bool) bool {
 	return l.prev == head.seq && l.version == head.version+1
 }
 
-// add checks entry seq, the next of the ledger.
+// addAll checks the entries from first on, the next of the ledger. at is the
+// entry that err, the first difference, is about.
+func (c *chains) addAll(first uint64, links []link) (at uint64, err error) {
+	var group sync.WaitGroup
+	var found [chainParts]struct {
+		at  uint64
+		err error
+	}
+	for part := range c.parts {
+		group.Go(func() {
+			for i, l := range links {
+				if l.tag%chainParts != uint64(part) {
+					continue
+				}
+				if err := c.add(first+uint64(i), l); err != nil {
+					found[part].at, found[part].err = first+uint64(i), err
+					return
+				}
+			}
+		})
+	}
+	group.Wait()
+	for _, f := range found {
+		if f.err != nil && (err == nil || f.at < at) {
+			at, err = f.at, f.err
+		}
+	}
+	return at, err
+}
+
+// add checks entry seq, the next of its part.
 func (c *chains) add(seq uint64, l link) error {
-	head, seen := c.heads[l.tag]
-	if l.follows(head, seen) && (len(c.shared) == 0 || c.shared[l.tag] == nil) {
-		c.heads[l.tag] = chainHead{seq, l.version}
+	p := &c.parts[l.tag%chainParts]
+	head, seen := p.heads[l.tag]
+	if l.follows(head, seen) && (len(p.shared) == 0 || p.shared[l.tag] == nil) {
+		p.heads[l.tag] = chainHead{seq, l.version}
 		return nil
 	}
-	return c.addByKey(seq, l, head, seen)
+	return c.addByKey(p, seq, l, head, seen)
 }
 
 // addByKey is add for an entry whose tag does not decide.
-func (c *chains) addByKey(seq uint64, l link, head chainHead, seen bool) error {
+func (c *chains) addByKey(p *chainPart, seq uint64, l link, head chainHead, seen bool) error {
 	h, where, err := c.find(seq)
 	if err != nil {
 		return err
 	}
-	keys := c.shared[l.tag]
+	keys := p.shared[l.tag]
 	if keys == nil {
 		keys = make(map[string]chainHead)
 		if seen {
@@ -80,7 +120,7 @@ func (c *chains) addByKey(seq uint64, l link, head chainHead, seen bool) error {
 		return chainDifference(&h, where, head, seen)
 	}
 	keys[string(h.key)] = chainHead{seq, l.version}
-	c.shared[l.tag] = keys
+	p.shared[l.tag] = keys
 	return nil
 }
 

@@ -37,6 +37,16 @@ func (d *derivedTree) append(leaf hash) error {
 	return d.compareHeads()
 }
 
+// appendAll adds leaves up to the first difference.
+func (d *derivedTree) appendAll(leaves []hash) error {
+	for _, leaf := range leaves {
+		if err := d.append(leaf); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // compareHeads compares the root with the heads of this size.
 func (d *derivedTree) compareHeads() error {
 	for ; len(d.heads) > 0 && d.heads[0].size == d.size; d.heads = d.heads[1:] {
