@@ -171,23 +171,3 @@ func (t *tileTree) append(leaf hash) {
 		h = o.root()
 	}
 }
-
-// root returns the root over all leaves.
-func (t *tileTree) root() hash {
-	root := emptyRoot
-	empty := true
-	for _, o := range t.open {
-		for sub := 0; o != nil && sub < tileHeight; sub++ {
-			n := uint64(o.width >> sub)
-			if n&1 == 0 {
-				continue
-			}
-			if empty {
-				root, empty = o.node(sub, n-1), false
-			} else {
-				root = nodeHash(o.node(sub, n-1), root)
-			}
-		}
-	}
-	return root
-}

@@ -5,7 +5,8 @@
 
 A second implementation of the writers: it shares nothing with the Go code but
 the comments at the heads of segment.go, segment_file.go, manifest.go,
-store_ledger.go, fsm_command.go, fsm_window.go and fsm_snapshot.go. The Go tests
+store_ledger.go, fsm_command.go, fsm_window.go, fsm_key.go, fsm_snapshot.go,
+raft_signed.go and raft_key.go. The Go tests
 build the same values and want the same bytes. Never change what a golden file
 holds: a later version must still read it; add a file for a new format.
 """
@@ -157,6 +158,39 @@ def snapshot():
     return body + sha(body)
 
 
+def ledger_keys():
+    origin = b"scribe/000102030405060708090a0b0c0d0e0f"
+    former = [(0x44, b"first\n"), (0x45, b"second note\n")]
+    body = struct.pack(">QH", 77, len(origin)) + origin + bytes([0x22]) * 32 + struct.pack(">I", len(former))
+    for public, note in former:
+        body += bytes([public]) * 32 + struct.pack(">I", len(note)) + note
+    return body
+
+
+def key_command():
+    origin = b"scribe/000102030405060708090a0b0c0d0e0f"
+    return bytes([5]) + bytes([0x45]) * 32 + bytes([0x22]) * 32 + struct.pack(">H", len(origin)) + origin
+
+
+def snapshot_with_keys():
+    body = b"SCRSNAP2" + snapshot()[8:-32]
+    keys = ledger_keys()
+    body += struct.pack(">I", len(keys)) + keys
+    return body + sha(body)
+
+
+def signed():
+    def record(number, size, root, key, index):
+        body = b"SCRSIGN1" + struct.pack(">QQ", number, size) + root + key + struct.pack(">Q", index)
+        return (body + crc32c(body)).ljust(4096, b"\0")
+    return record(8, 1000, bytes([0x31]) * 32, bytes([0x32]) * 32, 5) + record(7, 999, bytes([0x33]) * 32, bytes([0x32]) * 32, 5)
+
+
+def node_key():
+    body = b"SCRNKEY1" + bytes([0x77]) * 32
+    return body + crc32c(body)
+
+
 def run_info():
     return struct.pack(">QQQQQ", 2, 1000, 1199, 63, 12345) + bytes([0x55]) * 32
 
@@ -170,3 +204,8 @@ if __name__ == "__main__":
     write("segment-info-1.bin", segment_info(2**40, 100, 5000, 1700000000005, 0x11, "ab/cd.gz"))
     write("run-info-1.bin", run_info())
     write("window-1.bin", window()[1][1])
+    write("ledger-keys-1.bin", ledger_keys())
+    write("key-command-1.bin", key_command())
+    write("snapshot-2.bin", snapshot_with_keys())
+    write("signed-1.bin", signed())
+    write("node-key-1.bin", node_key())
