@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -44,6 +45,11 @@ func (a *audit) folder(ctx context.Context, o auditOptions) error {
 		return err
 	}
 	var compared []string
+	if node {
+		if err := a.readSigned(o.data); err != nil {
+			return err
+		}
+	}
 	if !node {
 		err = a.segments(ctx)
 	} else {
@@ -54,6 +60,9 @@ func (a *audit) folder(ctx context.Context, o auditOptions) error {
 	}
 	if err != nil {
 		return err
+	}
+	for _, s := range a.signed {
+		compared = append(compared, s.compared(a.tree.size))
 	}
 	if o.checkpoint != "" {
 		compared = append(compared, "checkpoint "+o.checkpoint+" agrees")
@@ -141,6 +150,64 @@ func openFile(path string) func(context.Context) (io.ReaderAt, int64, func(), er
 		}
 		return f, info.Size(), func() { f.Close() }, nil
 	}
+}
+
+// signedTree is what a node remembers of the last tree it signed or cosigned.
+type signedTree struct {
+	name string // of the file
+	size uint64
+	root hash
+}
+
+// compared says whether the tree could be compared with one of entries.
+func (s signedTree) compared(entries uint64) string {
+	if s.size > entries {
+		return fmt.Sprintf("not compared: %s is a tree of %d entries, later ones than the segments have", s.name, s.size)
+	}
+	return fmt.Sprintf("%-10s %d entries, root %s: agrees", s.name, s.size, s.root)
+}
+
+// readSigned makes the trees that the node signed last roots to compare with.
+func (a *audit) readSigned(data string) error {
+	for _, name := range [...]string{"signed", "cosigned"} {
+		path := filepath.Join(data, name)
+		b, err := os.ReadFile(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		size, root, err := parseSignedFile(b)
+		if err != nil {
+			return fmt.Errorf("%w: %s: %w", errDifference, path, err)
+		}
+		a.signed = append(a.signed, signedTree{name, size, root})
+		a.tree.heads = append(a.tree.heads, treeHead{size: size, root: root})
+	}
+	slices.SortStableFunc(a.tree.heads, func(x, y treeHead) int { return cmp.Compare(x.size, y.size) })
+	return nil
+}
+
+// parseSignedFile returns the newer of the two records of a file signed or
+// cosigned (raft_signed.go): slots of 4,096 bytes that begin with the magic,
+// number, size, root, key, index and a CRC32C of these 96 bytes.
+func parseSignedFile(b []byte) (size uint64, root hash, err error) {
+	const slot, record = 4096, 100
+	if len(b) != 2*slot {
+		return 0, root, fmt.Errorf("%d bytes, want %d", len(b), 2*slot)
+	}
+	newest := uint64(0)
+	for at := 0; at < len(b); at += slot {
+		r := b[at:][:record]
+		if string(r[:8]) != "SCRSIGN1" || crc32.Checksum(r[:96], castagnoli) != binary.BigEndian.Uint32(r[96:]) {
+			return 0, root, fmt.Errorf("offset %d: damaged record", at)
+		}
+		if number := binary.BigEndian.Uint64(r[8:]); number >= newest {
+			newest, size, root = number, binary.BigEndian.Uint64(r[16:]), hash(r[24:56])
+		}
+	}
+	return size, root, nil
 }
 
 // withLedger audits all sources, and compares ledger.db with them if it can be

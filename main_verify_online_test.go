@@ -243,7 +243,7 @@ func TestVerifyRotation(t *testing.T) {
 	exits(t, t.TempDir(), 0, "rotated", append(args, "--key", oldest.String())...)
 
 	// A key that was not handed over to, or by halves.
-	thief := testSigner(t, h.signer.name, sigEd25519, 66)
+	thief := signerOf(t, h.signer.name, sigEd25519, 66)
 	honest := h.former
 	body := rotationMagic + "\n" + thief.name + "\n10\n" + thief.String() + "\n"
 	for name, former := range map[string][]string{

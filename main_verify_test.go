@@ -43,9 +43,9 @@ type sealedBytes struct {
 func newHonest(t testing.TB, seed byte) *honest {
 	h := &honest{t: t, cluster: clusterID{seed}, heads: make(map[string]header)}
 	origin := fmt.Sprintf("test/%s", h.cluster)
-	h.signer = testSigner(t, origin, sigEd25519, seed)
+	h.signer = signerOf(t, origin, sigEd25519, seed)
 	for i := byte(1); i <= 3; i++ {
-		h.nodes = append(h.nodes, testSigner(t, fmt.Sprintf("%s/node-%d", origin, i), sigCosignature, 100+i))
+		h.nodes = append(h.nodes, signerOf(t, fmt.Sprintf("%s/node-%d", origin, i), sigCosignature, 100+i))
 	}
 	if _, ok := t.(*testing.T); ok {
 		server := httptest.NewServer(h)
@@ -55,7 +55,7 @@ func newHonest(t testing.TB, seed byte) *honest {
 	return h
 }
 
-func testSigner(t testing.TB, name string, kind, seed byte) noteSigner {
+func signerOf(t testing.TB, name string, kind, seed byte) noteSigner {
 	s, err := newNoteSigner(name, kind, bytes.Repeat([]byte{seed}, 32))
 	if err != nil {
 		t.Fatal(err)
@@ -166,7 +166,7 @@ func (h *honest) receipt(seq, size uint64) receipt {
 
 // rotate hands the ledger key over to a new one.
 func (h *honest) rotate(seed byte) {
-	next := testSigner(h.t, h.signer.name, sigEd25519, seed)
+	next := signerOf(h.t, h.signer.name, sigEd25519, seed)
 	body := fmt.Sprintf("%s\n%s\n%d\n%s\n", rotationMagic, next.name, len(h.entries), next)
 	n := note{body, []noteSignature{h.signer.sign(body, 0), next.sign(body, 0)}}
 	h.former = append(h.former, n.String())
@@ -399,7 +399,7 @@ func TestVerifyReceipt(t *testing.T) {
 	exits(t, "", 0, "cosigned", with("--key", vkey, "--quorum", "2", "--node-key", node(0), "--node-key", node(2))...)
 
 	other := newHonest(t, 9)
-	stranger := testSigner(t, "x", sigCosignature, 77).String()
+	stranger := signerOf(t, "x", sigCosignature, 77).String()
 	for _, bad := range []struct {
 		code int
 		text string

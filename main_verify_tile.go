@@ -47,6 +47,18 @@ func (d *derivedTree) appendAll(leaves []hash) error {
 	return nil
 }
 
+// root returns the root over all leaves. What it is made of is in open tiles.
+func (d *derivedTree) root() hash {
+	root, err := rootAt(d.size, func(level int, index uint64) (hash, error) {
+		tileLevel, _, sub, i := tileOf(level, index)
+		return d.open[tileLevel].node(sub, i), nil
+	})
+	if err != nil {
+		panic("main_verify: " + err.Error())
+	}
+	return root
+}
+
 // compareHeads compares the root with the heads of this size.
 func (d *derivedTree) compareHeads() error {
 	for ; len(d.heads) > 0 && d.heads[0].size == d.size; d.heads = d.heads[1:] {
