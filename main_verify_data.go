@@ -216,15 +216,14 @@ func (a *audit) withLedger(ctx context.Context, path string) ([]string, error) {
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 		return []string{"not compared: there is no ledger.db"}, a.segments(ctx)
 	}
-	db, err := bbolt.Open(path, 0, &bbolt.Options{ReadOnly: true, Timeout: 50 * time.Millisecond})
+	ledger, err := openLedgerFile(path)
 	if errors.Is(err, bolterrors.ErrTimeout) {
 		return []string{"not compared: manifest and tiles, for a running node holds the lock of ledger.db"}, a.segments(ctx)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%w: %s: %w", errDifference, path, err)
+		return nil, err
 	}
-	defer db.Close()
-	ledger := &ledgerAudit{path: path, db: db}
+	defer ledger.db.Close()
 	infos, size, err := ledger.manifest()
 	if err != nil {
 		return nil, err
@@ -268,16 +267,31 @@ type ledgerAudit struct {
 	db   *bbolt.DB
 }
 
-// view runs f in a transaction. bbolt checks no pages: on a damaged one it
-// reads beyond the file or panics, which is then a difference.
-func (l *ledgerAudit) view(f func(*bbolt.Tx) error) (err error) {
+// openLedgerFile opens ledger.db unless a node has it open.
+func openLedgerFile(path string) (l *ledgerAudit, err error) {
+	l = &ledgerAudit{path: path}
+	err = l.guard(func() error {
+		l.db, err = bbolt.Open(path, 0, &bbolt.Options{ReadOnly: true, Timeout: 50 * time.Millisecond})
+		return err
+	})
+	return l, err
+}
+
+// view runs f in a transaction.
+func (l *ledgerAudit) view(f func(*bbolt.Tx) error) error {
+	return l.guard(func() error { return l.db.View(f) })
+}
+
+// guard runs f. bbolt checks no pages: on a damaged one it reads beyond the
+// file or panics, which is then a difference.
+func (l *ledgerAudit) guard(f func() error) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("%w: %s: damaged page: %v", errDifference, l.path, p)
 		}
 	}()
-	if err := l.db.View(f); err != nil {
+	if err := f(); err != nil {
 		return fmt.Errorf("%w: %s: %w", errDifference, l.path, err)
 	}
 	return nil
