@@ -109,14 +109,18 @@ func parsePackage(t *testing.T) (*token.FileSet, []*ast.File) {
 	return fset, files
 }
 
-// owner returns the line of knows that the file at pos answers to.
+// owner returns the line of knows that the file at pos answers to: the longest
+// that its name begins with.
 func owner(fset *token.FileSet, pos token.Pos) string {
 	name := strings.TrimSuffix(filepath.Base(fset.Position(pos).Filename), ".go")
-	if _, ok := knows[name]; ok {
-		return name
+	for {
+		_, ok := knows[name]
+		cut := strings.LastIndexByte(name, '_')
+		if ok || cut < 0 {
+			return name
+		}
+		name = name[:cut]
 	}
-	prefix, _, _ := strings.Cut(name, "_")
-	return prefix
 }
 
 // stubImporter answers every import with an empty package of that name.
