@@ -91,7 +91,7 @@ func TestAuditNode(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	leaf := h.entries[300].leaf
+	leaf := leafHash(h.entries[300].raw)
 	change(t, path, leaf[:])
 	exits(t, "", 1, "tile 0/001: offset 1439", "audit", "--data", dir)
 	dir, path = folder()

@@ -82,7 +82,7 @@ func (h *honest) put(key string, value []byte) header {
 // append appends any entry, sound or not; h.mu must be held.
 func (h *honest) append(e header, value []byte) header {
 	raw := appendHeader(nil, &e)
-	h.entries = append(h.entries, pendingEntry{raw: raw, value: value, leaf: leafHash(raw)})
+	h.entries = append(h.entries, pendingEntry{raw: raw, value: value})
 	h.heads[string(e.key)] = e
 	return e
 }
@@ -102,7 +102,7 @@ func (h *honest) seal() sealedBytes {
 	first := h.sealed()
 	p := newPendingSegment(first)
 	for _, e := range h.entries[first:] {
-		p.stage(e)
+		p.stage(e, leafHash(e.raw))
 	}
 	p.show()
 	var b bytes.Buffer
@@ -128,7 +128,7 @@ func (h *honest) sealed() uint64 {
 func (h *honest) node(level int, index uint64) (hash, error) {
 	var tree compactTree
 	for _, e := range h.entries[index<<level : (index+1)<<level] {
-		tree.append(e.leaf)
+		tree.append(leafHash(e.raw))
 	}
 	return tree.root(), nil
 }
@@ -314,7 +314,7 @@ func (h *honest) fields(seq uint64) map[string]any {
 	}
 	f := map[string]any{"seq": e.seq, "key": string(e.key), "op": e.op.String(), "version": e.version, "prev": nil,
 		"time": time.UnixMilli(e.time).UTC(), "size": e.size, "sha256": e.sum.String(), "content_type": e.contentType,
-		"author": e.author, "region": e.region, "leaf_hash": h.entries[seq].leaf.String()}
+		"author": e.author, "region": e.region, "leaf_hash": leafHash(h.entries[seq].raw).String()}
 	if e.prev != noSeq {
 		f["prev"] = e.prev
 	}

@@ -349,7 +349,7 @@ func TestProofVerdicts(t *testing.T) {
 		if b == 0 { // there any root will do for the empty tree, here only its own
 			want = "refuse"
 		}
-		if got := verdict(err); got != want {
+		if got := decision(err); got != want {
 			t.Errorf("%s: we %s: %v", line, got, err)
 		}
 		cases[f[0]+" "+f[1]]++
@@ -376,8 +376,8 @@ func caseHash(t *testing.T, s string, field int) hash {
 	return hash(b)
 }
 
-// verdict names what err decides.
-func verdict(err error) string {
+// decision names what err decides.
+func decision(err error) string {
 	if err == nil {
 		return "accept"
 	}
