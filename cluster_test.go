@@ -446,7 +446,7 @@ func rounds(t testing.TB, count int) int {
 
 // check is the whole truth: with everything sealed, all nodes have the same
 // segment files, every root derived from their bytes is the one the manifest
-// names, every key's chain of versions is whole, and every acknowledged write
+// names, the root over all entries is the one the node gives, every key's chain of versions is whole, and every acknowledged write
 // is where it was said to be.
 func (c *testCluster) check() {
 	c.t.Helper()
@@ -512,6 +512,7 @@ func (c *testCluster) checkAcked(i int) {
 func checkStore(t testing.TB, s *store) {
 	t.Helper()
 	newest := make(map[string]header)
+	var tree compactTree
 	for _, info := range s.durable.Load().segments {
 		f, err := openSegmentFile(s.segmentPath(info))
 		if err != nil {
@@ -524,6 +525,7 @@ func checkStore(t testing.TB, s *store) {
 				return fmt.Errorf("entry %d: version %d with prev %d follows version %d at %d", h.seq, h.version, h.prev, before.version, before.seq)
 			}
 			newest[string(h.key)] = h
+			tree.append(leafHash(r.raw))
 			p, found, err := s.index.version(h.key, h.version)
 			if err != nil || !found || p.seq != h.seq || p.offset != pl.offset || p.length != pl.length {
 				return fmt.Errorf("entry %d: the index says %+v, %v, %v", h.seq, p, found, err)
@@ -534,6 +536,9 @@ func checkStore(t testing.TB, s *store) {
 			t.Errorf("segment %s: records give root %s, error %v", info.id(), root, err)
 		}
 		f.close()
+		if root, err := s.root(tree.size); err != nil || root != tree.root() {
+			t.Errorf("root of %d entries is %s, the files give %s, error %v", tree.size, root, tree.root(), err)
+		}
 	}
 }
 

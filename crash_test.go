@@ -21,7 +21,7 @@ var errCrash = errors.New("power is gone")
 // crashSteps are all steps of store*.go that change the disk. Before one of
 // them the process ends and it did not happen; after one it did, and the
 // process ends before it knows.
-var crashSteps = []string{"write segment", "write run", "move checkpoint", "replace runs", "install checkpoint"}
+var crashSteps = []string{"write segment", "write run", "move checkpoint", "replace runs", "install checkpoint", "write tiles"}
 
 // failAt returns a hook that answers err at the nth time of the given step.
 func failAt(step string, n int32, err error) func(string) error {

@@ -99,13 +99,14 @@ var defaultLimits = serverLimits{
 
 // server answers clients.
 type server struct {
-	node   serverNode
-	store  serverStore
-	o      serverOptions
-	limits serverLimits
-	http   *http.Server
-	routes map[string]route
-	entry  route // of keys
+	node    serverNode
+	store   serverStore
+	o       serverOptions
+	limits  serverLimits
+	http    *http.Server
+	routes  map[string]route
+	entry   route // of keys
+	sweeper sweeper
 
 	heads         headCache
 	writes, reads deadlines    // contexts for calls to node and store
@@ -151,6 +152,9 @@ func newServerFor(node serverNode, store serverStore, o serverOptions) *server {
 
 // serve answers connections of ln until shutdown.
 func (s *server) serve(ln net.Listener) error {
+	quit := make(chan struct{})
+	defer close(quit)
+	go s.sweeper.run(quit)
 	err := s.http.Serve(clientListener{ln, s})
 	if errors.Is(err, http.ErrServerClosed) {
 		return nil

@@ -40,13 +40,15 @@ func (l clientListener) Accept() (net.Conn, error) {
 		return nil, err
 	}
 	l.s.o.metrics.http.connections.add(1)
-	return &clientConn{Conn: c, s: l.s}, nil
+	lazy := newLazyConn(c)
+	l.s.sweeper.add(lazy)
+	return &clientConn{lazyConn: lazy, s: l.s}, nil
 }
 
 // clientConn is one connection of a client. HTTP/1 has one request under way
 // at a time, so the scratch space of the handler lives here too.
 type clientConn struct {
-	net.Conn
+	*lazyConn
 	s      *server
 	closed atomic.Bool
 	heads  headWatch     // owned by Read, which net/http never calls twice at once
@@ -89,7 +91,7 @@ func connState(c net.Conn, state http.ConnState) {
 }
 
 func (c *clientConn) Read(p []byte) (int, error) {
-	n, err := c.Conn.Read(p)
+	n, err := c.lazyConn.Read(p)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		c.late.Store(true)
 	}
@@ -192,8 +194,9 @@ func (c *clientConn) CloseWrite() error {
 func (c *clientConn) Close() error {
 	if !c.closed.Swap(true) {
 		c.s.o.metrics.http.connections.add(-1)
+		c.s.sweeper.remove(c.lazyConn)
 	}
-	return c.Conn.Close()
+	return c.lazyConn.Close()
 }
 
 // refusal is the whole reply to a request that net/http could not parse.

@@ -122,6 +122,10 @@ func (s *server) streamEntries(c *call, want entryRange) error {
 	if c.r.Method == "HEAD" {
 		return nil
 	}
+	if c.conn != nil {
+		c.conn.watch(true)
+		defer c.conn.watch(false)
+	}
 	ctx, cancel := context.WithCancel(c.r.Context())
 	defer cancel()
 	defer context.AfterFunc(s.closing, cancel)()

@@ -286,7 +286,7 @@ func TestReserved(t *testing.T) {
 	if n := len(s.f.entries); n != 0 {
 		t.Errorf("%d entries were written under reserved names", n)
 	}
-	for _, target := range []string{"/verify/a", "/ledger/checkpoint", "/ledger/key", "/ledger/tile/0/000", "/region", "/ui", "/ui/x", "/cluster", "/cluster/", "/ledger/", "/health/x", "/health/",
+	for _, target := range []string{"/verify", "/ledger/checkpoint/", "/ledger/key/1", "/ledger/tile", "/region", "/ui", "/ui/x", "/cluster", "/cluster/", "/ledger/", "/health/x", "/health/",
 		"/health%2Flive", "/kv", "/kv%2Fa", "/metrics/", "/history", "/keys/a"} {
 		s.check([]apiRow{{method: "GET", target: target, status: 404, code: "not_found"}})
 	}

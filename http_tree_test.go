@@ -3,8 +3,11 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"log/slog"
+	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestCheckpoint(t *testing.T) {
@@ -203,4 +206,54 @@ var badTilePaths = []string{
 	"", "0", "0/", "/000", "0/0", "0/00", "0/0000", "0/000/", "0//000", "0/000.p", "0/000.p/", "0/000.p/0", "0/000.p/256", "0/000.p/01", "0/000.p/-1", "0/000.p/1/",
 	"0/000.P/1", "0/001/000", "0/x000/000", "0/x001", "0/X001/000", "00/000", "-1/000", "+0/000", "64/000", "entry/000", "Entries/000", "entries", "0/%30%30%30", "%30/000",
 	"0/000%00", "0/../0/000", "0/000.p/1.p/1", "0/١٢٣", strings.Repeat("9/", 40),
+}
+
+// FuzzTreeRoutes sends any path and query to the calls on the tree: each answer
+// is one of those in API.md, and each tile has one path.
+func FuzzTreeRoutes(f *testing.F) {
+	calls := []string{"/ledger/tile/", "/ledger/proof?", "/ledger/consistency?", "/verify/", "/ledger/checkpoint?", "/ledger/entries?from="}
+	for _, path := range append(badTilePaths, "0/000.p/3", "entries/000.p/1", "0/000.p/3?x", "1/x001/000") {
+		f.Add(uint8(0), path)
+	}
+	for _, query := range []string{"seq=1&size=3", "seq=3&size=3", "seq=1", "seq=1&size=9", "size=18446744073709551615", "seq=-1&seq=%zz", "consistency=stale"} {
+		f.Add(uint8(1), query)
+	}
+	f.Add(uint8(2), "from=1&to=3")
+	f.Add(uint8(2), "from=0&to=4&consistency=x")
+	f.Add(uint8(3), "a?version=1")
+	f.Add(uint8(3), "a?seq=2&at=x")
+	f.Add(uint8(4), "min_seq=1")
+	f.Add(uint8(5), "0&limit=1&prefix_base64=YQ")
+	ledger := newFakeLedger(f)
+	for i := range 4 {
+		if _, err := ledger.apply(&request{ops: []operation{{kind: opPut, key: []byte("a"), value: fmt.Append(nil, i), ifSeq: noSeq}}}); err != nil {
+			f.Fatal(err)
+		}
+	}
+	s := newServerFor(ledger, ledger, serverOptions{maxValueSize: 1 << 20, readTimeout: 20 * time.Millisecond, writeTimeout: time.Second,
+		allowDelete: true, consistency: "linearizable", metrics: newMetrics(), logger: slog.New(slog.DiscardHandler)})
+	f.Fuzz(func(t *testing.T, which uint8, rest string) {
+		call := calls[int(which)%len(calls)]
+		if strings.Contains(rest, "follow") {
+			return
+		}
+		r := httptest.NewRequest("GET", "/", nil)
+		r.RequestURI = call + rest
+		w := httptest.NewRecorder()
+		s.ServeHTTP(w, r)
+		body := w.Body.String()
+		switch w.Code {
+		case 200:
+			path, _, _ := strings.Cut(rest, "?")
+			if id, err := parseTilePath(path); which%6 == 0 && (err != nil || id.path() != path) {
+				t.Errorf("%q is served as a tile", rest)
+			}
+		case 400, 404, 504:
+			if codeOf(body) == "" {
+				t.Errorf("%s%q: %d %s", call, rest, w.Code, body)
+			}
+		default:
+			t.Errorf("%s%q: %d %s", call, rest, w.Code, body)
+		}
+	})
 }

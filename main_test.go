@@ -243,11 +243,11 @@ func TestParseFlagsAnywhere(t *testing.T) {
 
 // apiRoutes are the rows of API.md that README may use.
 var apiRoutes = regexp.MustCompile(`^(GET|PUT|HEAD|DELETE) /(kv/)?[^/?]+(/[^?]*)?$|` +
-	`^POST /(batch|cluster/(join|leave|transfer|seal))$`)
+	`^POST /(batch|cluster/(join|leave|transfer|seal|rotate-key))$`)
 
 // reservedRoutes are paths that begin with a reserved word, and how they may be used.
-var reservedRoutes = regexp.MustCompile(`^GET /(history/.+|keys|ledger/entries|health(/live)?|metrics|cluster/(status|members|leader)|kv/.+)$|` +
-	`^(PUT|DELETE|HEAD) /kv/.+$|^POST /(batch|cluster/\w+)$`)
+var reservedRoutes = regexp.MustCompile(`^GET /(history/.+|verify/.+|keys|ledger/(entries|checkpoint|keys?|proof|consistency|tile/.+)|health(/live)?|metrics|cluster/(status|members|leader)|kv/.+)$|` +
+	`^(PUT|DELETE|HEAD) /kv/.+$|^POST /(batch|cluster/[\w-]+)$`)
 
 // TestReadmeCommands: every curl line of README.md uses a route that exists,
 // and every scribe-ledger or go run line a command that exists.

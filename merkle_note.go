@@ -27,8 +27,9 @@ import (
 // The text ends with a newline; the last empty line of the note divides it from
 // the signatures, one a line: U+2014, space, the key's name, space, base64 of
 // the key's id (4 bytes) and the signature. All of it is UTF-8 without control
-// characters; base64 is RFC 4648 §4 with padding and nothing else in it. What
-// is signed, and the signature, by the kind of key:
+// characters, at most 1,000,000 bytes with at most 64 signatures; base64 is RFC
+// 4648 §4 with padding and nothing else in it. What is signed, and the
+// signature, by the kind of key:
 //
 //	kind 1  the text                                               64 bytes of Ed25519
 //	kind 4  "cosignature/v1\ntime " unix seconds "\n" and the text  8 bytes of unix seconds, 64 of Ed25519
@@ -48,17 +49,16 @@ const (
 )
 
 const (
-	maxNoteSize       = 1 << 20
+	maxNoteSize       = 1_000_000 // as in golang.org/x/mod/sumdb/note
 	maxNoteSignatures = 64
 	signatureDash     = "— "
 )
 
-// errNote is returned for a note, key, tree head or receipt that is malformed,
-// and for a signature that does not fit its text.
+// errNote is returned for a note, key, tree head or receipt that is malformed.
 var errNote = errors.New("malformed")
 
-// errSignature is returned when a note has a signature of a key we know and it
-// is wrong.
+// errSignature is returned when a signature of a key we know is wrong, or missing
+// where it is wanted.
 var errSignature = errors.New("wrong signature")
 
 // noteVerifier is a public key with its name.
@@ -167,9 +167,13 @@ type noteSignature struct {
 }
 
 // line returns the signature as its line in the note.
-func (s noteSignature) line() string {
+func (s noteSignature) line() string { return string(s.append(nil)) }
+
+// append appends what line returns.
+func (s noteSignature) append(b []byte) []byte {
 	raw := append(binary.BigEndian.AppendUint32(nil, s.id), s.data...)
-	return signatureDash + s.name + " " + base64.StdEncoding.EncodeToString(raw) + "\n"
+	b = append(append(append(b, signatureDash...), s.name...), ' ')
+	return append(base64.StdEncoding.AppendEncode(b, raw), '\n')
 }
 
 // time returns the unix seconds a cosignature says it was made at, else 0.
@@ -199,14 +203,15 @@ type note struct {
 }
 
 // String returns the signed note.
-func (n note) String() string {
-	var b strings.Builder
-	b.WriteString(n.body)
-	b.WriteByte('\n')
+func (n note) String() string { return string(n.append(nil)) }
+
+// append appends what String returns.
+func (n note) append(b []byte) []byte {
+	b = append(append(b, n.body...), '\n')
 	for _, s := range n.signatures {
-		b.WriteString(s.line())
+		b = s.append(b)
 	}
-	return b.String()
+	return b
 }
 
 // parseNote reads a signed note; it checks no signature. What it accepts String

@@ -148,7 +148,8 @@ func (c *climb) up() (left, ok bool) {
 }
 
 // checkInclusion returns nil only if proof shows that leaf is entry seq of the
-// tree with size entries and that root.
+// tree with size entries and that root. Size and root must come from one signed
+// tree head: a proof does not bind the size, trees of other sizes share its shape.
 func checkInclusion(leaf hash, seq, size uint64, proof []hash, root hash) error {
 	if seq >= size {
 		return fmt.Errorf("%w: entry %d is not in a tree of %d", errProof, seq, size)

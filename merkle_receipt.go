@@ -40,17 +40,18 @@ type receipt struct {
 
 // String returns the receipt's text.
 func (r receipt) String() string {
-	var b strings.Builder
-	b.WriteString(receiptMagic)
+	b := make([]byte, 0, 512+2*len(r.extra)+48*len(r.proof)+len(r.head.body)+160*len(r.head.signatures))
+	b = append(b, receiptMagic...)
 	if len(r.extra) > 0 {
-		b.WriteString("extra " + base64.StdEncoding.EncodeToString(r.extra) + "\n")
+		b = append(b, "extra "...)
+		b = append(base64.StdEncoding.AppendEncode(b, r.extra), '\n')
 	}
-	b.WriteString("index " + strconv.FormatUint(r.index, 10) + "\n")
+	b = append(b, "index "...)
+	b = append(strconv.AppendUint(b, r.index, 10), '\n')
 	for _, h := range r.proof {
-		b.WriteString(formatBase64Hash(h) + "\n")
+		b = append(base64.StdEncoding.AppendEncode(b, h[:]), '\n')
 	}
-	b.WriteString("\n" + r.head.String())
-	return b.String()
+	return string(r.head.append(append(b, '\n')))
 }
 
 // parseReceipt reads what String writes, and nothing else. It proves nothing;

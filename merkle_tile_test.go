@@ -69,8 +69,8 @@ func TestTileTree(t *testing.T) {
 		}
 		return full[tileID{l, n, tileWidth}].node(sub, i), nil
 	}
-	for n := uint64(0); n <= 70_000; n++ {
-		if n <= 1100 || n >= 65_300 && n <= 66_000 || n%1009 == 0 {
+	for n := uint64(0); n <= 66_100; n++ {
+		if n <= 1100 || n >= 65_500 && n <= 65_600 || n%1009 == 0 {
 			if got, err := rootAt(n, node); err != nil || got != whole.root() {
 				t.Fatalf("root of %d leaves is %s, want %s, error %v", n, got, whole.root(), err)
 			}
@@ -86,7 +86,7 @@ func TestTileTree(t *testing.T) {
 		tree.full = nil
 	}
 	tree.append(testLeaf(0))
-	if len(full) != 273+1 || tree.open[0].width != 114 || tree.open[1].width != 17 || tree.open[2].width != 1 || tree.open[3] != nil {
+	if len(full) != 258+1 || tree.open[0].width != 54 || tree.open[1].width != 2 || tree.open[2].width != 1 || tree.open[3] != nil {
 		t.Errorf("%d full tiles, open ones are %+v", len(full), tree.open)
 	}
 }

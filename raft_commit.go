@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/hashicorp/raft"
 )
@@ -16,18 +17,25 @@ import (
 // raft_stream.go) and passes the answer to its own Raft as the AppendEntries
 // it might have been: of the same leader and term, without entries, which says
 // that the leader's log has an entry of that term at index and that everything
-// up to there is committed. Raft compares its own log with that before it
-// believes it. Commit index and last index are the same, as F8 asks.
+// up to there is committed. An index beyond the end of our own log is cut to
+// that end: an entry there that is of the leader's term came from its log. Raft
+// compares the entry's term once more before it believes anything. Commit index
+// and last index of the message are the same, as F8 asks.
 
-// waitCommitted returns when this node has applied size entries, which the leader is
-// known to have.
+// waitCommitted returns when this node has applied size entries, which the
+// leader is known to have. It asks again, ever later, while they are on their
+// way: an entry may come here after the question whether it is committed.
 func (n *node) waitCommitted(ctx context.Context, size uint64) error {
-	if n.store.size() >= size {
-		return nil
-	}
-	if !n.leads() {
-		// Whatever comes of it, the wait decides: Raft tells us later by itself.
-		n.commits.join(ctx, n, n.hearCommit)
+	for pause := 250 * time.Microsecond; n.store.size() < size && !n.leads(); pause *= 2 {
+		if _, err := n.commits.join(ctx, n, n.hearCommit); err != nil {
+			break // Raft tells us later by itself
+		}
+		short, cancel := context.WithTimeout(ctx, pause)
+		err := n.store.waitSize(short, size)
+		cancel()
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
 	}
 	return n.store.waitSize(ctx, size)
 }
@@ -45,9 +53,14 @@ func (n *node) hearCommit() (struct{}, error) {
 	if err != nil {
 		return none, err
 	}
-	term, index := binary.BigEndian.Uint64(b), binary.BigEndian.Uint64(b[8:])
-	if own := n.raft.Load().CurrentTerm(); term != own { // then leader may be another one's
+	r, term, index := n.raft.Load(), binary.BigEndian.Uint64(b), binary.BigEndian.Uint64(b[8:])
+	if own := r.CurrentTerm(); term != own { // then leader may be another one's
 		return none, fmt.Errorf("%w: %s leads term %d, this is term %d", errNoLeader, addr, term, own)
+	}
+	index = min(index, r.LastIndex()) // the rest is on its way
+	var last raft.Log
+	if err := n.log.GetLog(index, &last); err != nil || last.Term != term {
+		return none, nil // of an older leader, or on its way
 	}
 	return none, n.transport.hear(ctx, &raft.AppendEntriesRequest{
 		RPCHeader:         raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(leader), Addr: []byte(addr)},

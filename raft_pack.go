@@ -22,7 +22,7 @@ import (
 
 const (
 	packSize     = 64 << 10 // bytes of requests in a pack; a larger request travels in parts of this size
-	packWorth    = 16       // requests for which a second pack starts beside the first
+	packWorth    = 32       // requests for which a second pack starts beside the first
 	packFlights  = 4        // packs under way at a time; the third and fourth are full
 	queueBytes   = 64 << 20 // requests waiting to be packed
 	enqueueLimit = time.Second

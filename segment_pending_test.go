@@ -19,15 +19,15 @@ func TestPendingSegment(t *testing.T) {
 		if old := byKey[key]; len(old) > 0 {
 			h.prev = 100 + uint64(old[len(old)-1])
 		}
-		e := p.encode(&h, nil)
-		p.stage(e)
+		e, leaf := p.encode(&h, nil)
+		p.stage(e, leaf)
 		p.forget(p.shown) // as of a batch that failed
-		p.stage(e)
+		p.stage(e, leaf)
 		if j, ok := p.newest([]byte(key), nil); ok != (len(byKey[key]) > 0) || ok && j == i {
 			t.Fatalf("entry %d is seen before it is shown", i)
 		}
 		p.show()
-		leaves = append(leaves, e.leaf)
+		leaves = append(leaves, leaf)
 		byKey[key] = append(byKey[key], i)
 		if rnd.IntN(20) == 0 {
 			p.sortKeys()

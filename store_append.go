@@ -53,14 +53,14 @@ func (s *store) nextSeq() uint64 { return s.pending.next() }
 
 // stage adds an entry after those staged before; the caller knows its version
 // and prev from head. It returns the canonical header. Readers see it after
-// publish. The value is kept, not copied.
+// publish. A large value is kept, not copied.
 func (s *store) stage(h *header, value []byte) []byte {
 	h.seq = s.nextSeq()
 	h.size = uint64(len(value))
 	h.sum = sha256.Sum256(value)
-	e := s.pending.encode(h, value)
+	e, leaf := s.pending.encode(h, value)
 	s.mu.Lock()
-	s.pending.stage(e)
+	s.pending.stage(e, leaf)
 	s.mu.Unlock()
 	return e.raw
 }
@@ -80,8 +80,8 @@ func (s *store) publish() {
 	if s.pending.shown == len(s.pending.entries) {
 		return
 	}
-	for i := range s.pending.entries[s.pending.shown:] {
-		s.tree.append(s.pending.entries[s.pending.shown+i].leaf)
+	for _, leaf := range s.pending.leaves {
+		s.tree.append(leaf)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -127,7 +127,7 @@ func (s *store) seal(time int64, at checkpoint, window []chunk) error {
 	}
 	at.size, at.version, at.confirmed = info.end(), m.version, uint64(m.confirmed)
 	s.sealing = append(slices.Clip(s.sealing), &sealedSegment{s.pending, info, at, window})
-	s.pending = newPendingSegment(info.end())
+	s.pending = s.pending.successor()
 	s.manifest.Store(m)
 	select {
 	case s.wake <- struct{}{}:
@@ -137,7 +137,7 @@ func (s *store) seal(time int64, at checkpoint, window []chunk) error {
 }
 
 // maxSealing bounds the closed segments in memory.
-const maxSealing = 4
+const maxSealing = 2
 
 // confirm takes the leader's description of a sealed segment into the
 // manifest. It wraps errDiverged if this node's bytes differ.

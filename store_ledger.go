@@ -373,15 +373,18 @@ func (t ledgerTx) putBlock(r *recentTiles, level int, first, count uint64) error
 	return b.Put(key, value)
 }
 
-// replaceTile stores a full tile within its block.
+// replaceTile stores a tile within its block. What is missing before it has a
+// wrong checksum until it is built again, too; a partial tile is the last one.
 func (t ledgerTx) replaceTile(id tileID, tile *tile) error {
 	key, at := tileKey(id.level, id.index)
 	b := t.tx.Bucket(bucketTiles)
-	value := slices.Clone(b.Get(key))
-	if missing := at + tileValueSize - len(value); missing > 0 {
-		value = append(value, make([]byte, missing)...) // its checksums are wrong until it is rebuilt, too
+	old := b.Get(key)
+	value := make([]byte, at, at+tileValueSize)
+	copy(value, old)
+	value = appendTile(value, id.level, id.index, tile, id.width)
+	if id.width == tileWidth && len(old) > len(value) {
+		value = append(value, old[len(value):]...)
 	}
-	appendTile(value[:at], id.level, id.index, tile, tileWidth)
 	return b.Put(key, value)
 }
 

@@ -150,7 +150,7 @@ func (e *pendingEntry) entry() entry {
 	if err != nil {
 		panic("store: " + err.Error())
 	}
-	return entry{header: h, raw: e.raw, leaf: e.leaf, value: memoryValue(e.value)}
+	return entry{header: h, raw: e.raw, leaf: leafHash(e.raw), value: memoryValue(e.value)}
 }
 
 // entry reads the entry with the given seq, at pl if that is known.

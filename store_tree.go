@@ -163,8 +163,7 @@ func (s *store) loadTile(recent *recentTiles, id tileID) (*tile, error) {
 }
 
 // rebuildTile builds a damaged tile again from the level below it, or from the
-// records of the segments, and stores it if it is full; the others are written
-// when D moves.
+// records of the segments, and stores it.
 func (s *store) rebuildTile(recent *recentTiles, id tileID, cause error) (*tile, error) {
 	s.o.logger.Warn("tile is damaged, building it again", "tile", id.path(), "error", cause)
 	t := &tile{}
@@ -174,9 +173,6 @@ func (s *store) rebuildTile(recent *recentTiles, id tileID, cause error) (*tile,
 			return nil, errors.Join(cause, err)
 		}
 		t.append(h)
-	}
-	if id.width < tileWidth {
-		return t, nil
 	}
 	return t, s.writeTiles(func(tx ledgerTx) error { return tx.replaceTile(id, t) })
 }

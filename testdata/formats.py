@@ -5,10 +5,10 @@
 
 A second implementation of the writers: it shares nothing with the Go code but
 the comments at the heads of segment.go, segment_file.go, manifest.go,
-store_ledger.go, fsm_command.go, fsm_window.go, fsm_key.go, fsm_snapshot.go,
-raft_signed.go and raft_key.go. The Go tests
-build the same values and want the same bytes. Never change what a golden file
-holds: a later version must still read it; add a file for a new format.
+store_ledger.go, store_tree.go, fsm_command.go, fsm_window.go, fsm_key.go,
+fsm_snapshot.go, raft_signed.go and raft_key.go. The Go tests build the same
+values and want the same bytes. Never change what a golden file holds: a later
+version must still read it; add a file for a new format.
 """
 import hashlib
 import os
@@ -195,6 +195,15 @@ def run_info():
     return struct.pack(">QQQQQ", 2, 1000, 1199, 63, 12345) + bytes([0x55]) * 32
 
 
+def tiles():
+    """Block 2 of level 1 with one full tile and one of three hashes."""
+    out = b""
+    for number, width in [(32, 256), (33, 3)]:
+        hashes = b"".join(sha(struct.pack(">I", 256 * (number - 32) + i)) for i in range(width))
+        out += hashes + crc32c(struct.pack(">BQ", 1, number) + hashes)
+    return out
+
+
 if __name__ == "__main__":
     write("segment-1.seg", segment())
     write("pack-1.bin", pack())
@@ -203,6 +212,7 @@ if __name__ == "__main__":
     write("checkpoint-1.bin", checkpoint())
     write("segment-info-1.bin", segment_info(2**40, 100, 5000, 1700000000005, 0x11, "ab/cd.gz"))
     write("run-info-1.bin", run_info())
+    write("tiles-1.bin", tiles())
     write("window-1.bin", window()[1][1])
     write("ledger-keys-1.bin", ledger_keys())
     write("key-command-1.bin", key_command())

@@ -1,0 +1,50 @@
+package main
+
+import (
+	"context"
+	"encoding/binary"
+	"testing"
+	"time"
+)
+
+// TestHearCommit: a follower learns at once what is committed, not with the
+// next message of an idle leader, which is far away here.
+func TestHearCommit(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 3)
+	lead := c.leader()
+	follower := c.nodes[(lead+1)%3]
+	for i := range 50 {
+		h := c.put(lead, "k", string(rune('a'+i%26)))
+		ctx, cancel := context.WithTimeout(context.Background(), waitLimit)
+		if err := follower.waitCommitted(ctx, h.seq+1); err != nil {
+			t.Fatal(err)
+		}
+		cancel()
+		if size := follower.store.size(); size <= h.seq {
+			t.Fatalf("size %d after waiting for entry %d", size, h.seq)
+		}
+	}
+	if term := follower.raft.Load().CurrentTerm(); term != c.nodes[c.leader()].raft.Load().CurrentTerm() {
+		t.Errorf("the follower is in term %d", term)
+	}
+}
+
+// TestCommitAnswers: only a leader says what is committed.
+func TestCommitAnswers(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 3)
+	lead := c.leader()
+	c.put(lead, "k", "v")
+	for i, n := range c.nodes {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		b, err := c.nodes[(i+1)%3].ask(ctx, n.o.raftAddr, askCommit, 16)
+		cancel()
+		if i == lead && (err != nil || binary.BigEndian.Uint64(b) != n.readyTerm.Load() || binary.BigEndian.Uint64(b[8:]) != n.raft.Load().CommitIndex()) {
+			t.Errorf("the leader answers %x, %v", b, err)
+		}
+		if i != lead && err == nil {
+			t.Errorf("node %d, which does not lead, answers %x", i+1, b)
+		}
+	}
+}
