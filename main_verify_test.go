@@ -27,10 +27,16 @@ type honest struct {
 	url     string
 
 	mu       sync.Mutex // guards what follows
-	entries  []pendingEntry
+	entries  []honestEntry
 	heads    map[string]header
 	segments []sealedBytes
 	lie      func(path string, reply []byte) []byte // path with its query
+}
+
+// honestEntry is an entry of honest.
+type honestEntry struct {
+	raw, value []byte
+	leaf       hash
 }
 
 // sealedBytes is a segment of honest.
@@ -82,7 +88,7 @@ func (h *honest) put(key string, value []byte) header {
 // append appends any entry, sound or not; h.mu must be held.
 func (h *honest) append(e header, value []byte) header {
 	raw := appendHeader(nil, &e)
-	h.entries = append(h.entries, pendingEntry{raw: raw, value: value, leaf: leafHash(raw)})
+	h.entries = append(h.entries, honestEntry{raw, value, leafHash(raw)})
 	h.heads[string(e.key)] = e
 	return e
 }
@@ -102,7 +108,7 @@ func (h *honest) seal() sealedBytes {
 	first := h.sealed()
 	p := newPendingSegment(first)
 	for _, e := range h.entries[first:] {
-		p.stage(e)
+		p.stage(pendingEntry{raw: e.raw, value: e.value}, e.leaf)
 	}
 	p.show()
 	var b bytes.Buffer
