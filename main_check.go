@@ -41,12 +41,12 @@ func (p *program) verify(ctx context.Context, args []string) error {
 			return unusable("verify: --receipt takes --key, and neither KEY, --url, --version nor --seq")
 		}
 		offline.key, offline.nodeKeys = *key, nodes
-		return verdict(v.verifyReceipt(offline))
+		return withExitCode(v.verifyReceipt(offline))
 	}
 	if len(args) == 0 || given["value"] || given["quorum"] || given["node-key"] {
 		return unusable("verify: name a key, or a --receipt, to which alone --value, --quorum and --node-key belong; usage: scribe-ledger %s", usageOf("verify"))
 	}
-	return verdict(v.verifyEntry(ctx, entryOptions{url: *base, key: args[0], version: *version, seq: *seq, pin: *key}))
+	return withExitCode(v.verifyEntry(ctx, entryOptions{url: *base, key: args[0], version: *version, seq: *seq, pin: *key}))
 }
 
 // audit re-derives a whole ledger.
@@ -71,7 +71,7 @@ func (p *program) audit(ctx context.Context, args []string) error {
 	v.progress = bar.update
 	err := v.audit(ctx, o)
 	bar.clear()
-	return verdict(err)
+	return withExitCode(err)
 }
 
 // verifier returns what verify and audit may touch of the outside.
@@ -85,8 +85,8 @@ func (p *program) verifier() *verifier {
 	return &verifier{out: p.stdout, now: p.now, folder: folder}
 }
 
-// verdict gives an error of verify or audit its exit code.
-func verdict(err error) error {
+// withExitCode gives an error of verify or audit its exit code.
+func withExitCode(err error) error {
 	if errors.Is(err, errBadArgument) || errors.Is(err, errPin) {
 		return &exitError{exitUnusable, err}
 	}

@@ -25,9 +25,9 @@ func auditBytes(name string, data []byte) (auditedSegment, error) {
 // Any flipped bit of a segment file is found, and so is any cut.
 func TestAuditFlips(t *testing.T) {
 	h := newHonest(t, 1)
-	h.fill(40)
+	h.fill(8)
 	h.put("key 3", nil)
-	h.put("large", bytes.Repeat([]byte("large"), 2000))
+	h.put("large", bytes.Repeat([]byte("large"), 100))
 	s := h.seal()
 	name := s.info.id() + segmentSuffix
 	if _, err := auditBytes(name, s.data); err != nil {
@@ -51,9 +51,6 @@ func TestAuditFlips(t *testing.T) {
 	}
 	t.Logf("%d of %d flips found", flips, flips)
 	for i := range s.data {
-		if i > 300 && i < len(s.data)-2000 && i%7 > 0 {
-			continue
-		}
 		s.data[i] ^= 0xff
 		_, err := auditBytes(name, s.data)
 		s.data[i] ^= 0xff

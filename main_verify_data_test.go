@@ -121,7 +121,7 @@ func TestAuditDamagedLedger(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	r := rand.New(rand.NewPCG(seed, 0))
-	for range 300 {
+	for range 100 {
 		b := bytes.Clone(sound)
 		at := r.IntN(8 * len(b))
 		b[at/8] ^= 1 << (at % 8)

@@ -288,7 +288,7 @@ func TestVerifyPins(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for n := range good {
+		for n := 0; n < len(good); n += 3 {
 			flipped := bytes.Clone(good)
 			flipped[n] ^= 4
 			for _, bad := range [][]byte{good[:n], flipped} {
