@@ -144,8 +144,9 @@ func TestHeadAfterRestart(t *testing.T) {
 		if err := c.nodes[lead].rotateLedgerKey(t.Context()); err != nil {
 			t.Fatal(err)
 		}
+		want := c.key(lead)
 		for i := range 3 {
-			eventually(t, "all nodes have the key", func() bool { return c.key(i) == c.key(lead) })
+			eventually(t, "all nodes have the key", func() bool { return c.key(i) == want })
 			c.signed(i, uint64(k+1), true)
 			c.signed(i, uint64(k+1), false)
 			c.restart(i)
