@@ -280,7 +280,7 @@ def unbase64(text, what):
 
 
 def is_key_name(name):
-    return name != "" and "+" not in name and not any(c.isspace() for c in name)
+    return re.fullmatch(r"[^\s+\x00-\x1f\ud800-\udfff]+", name) is not None  # surrogates: bytes that are not UTF-8
 
 
 class VerifierKey(typing.NamedTuple):
@@ -468,22 +468,28 @@ def tile_path(level, index, width):
     return f"/ledger/tile/{level}/{'/'.join(groups)}" + ("" if width == TILE else f".p/{width}")
 
 
-def tiles_of(level, count):
-    """(index, width, path) of the tiles that hold count hashes or entries."""
-    for first in range(0, count, TILE):
-        width = min(TILE, count - first)
-        yield first // TILE, width, tile_path(level, first // TILE, width)
+def tiles_of(count):
+    """(index, width) of the tiles that hold count hashes or entries."""
+    return [(first // TILE, min(TILE, count - first)) for first in range(0, count, TILE)]
+
+
+def read_tile(server, level, index, width, most):
+    """The tile's path and bytes. A partial tile may go when the full one is there, whose path and bytes it then is."""
+    path = tile_path(level, index, width)
+    tile = server.get(path, most)
+    if tile is None and width < TILE:
+        full = tile_path(level, index, TILE)
+        tile, path = server.get(full, most), full
+    require(tile is not None, lambda: f"GET {tile_path(level, index, width)}: not found")
+    return path, tile
 
 
 def read_entries(server, size):
     """Leaf hashes of the first size entries, each of which is checked as far as its own bytes and those before go."""
     chain, leaves = Chain(0), []
-    for index, width, path in tiles_of("entries", size):
-        bundle, at = server.get(path, TILE * (2 + MAX_HEADER)), 0
-        if bundle is None and width < TILE:  # a partial tile may go when the full one is there
-            path = tile_path("entries", index, TILE)
-            bundle = server.must(path, TILE * (2 + MAX_HEADER))
-        require(bundle is not None, lambda: f"GET {path}: not found")
+    for index, width in tiles_of(size):
+        path, bundle = read_tile(server, "entries", index, width, TILE * (2 + MAX_HEADER))
+        at = 0
         for _ in range(width):
             raw = bundle[at + 2:at + 2 + int.from_bytes(bundle[at:at + 2], "big")]
             try:
@@ -492,7 +498,7 @@ def read_entries(server, size):
                 raise Difference(f"{path} at byte {at}, entry {len(leaves)}: {err}") from None
             leaves.append(leaf_hash(raw))
             at += 2 + len(raw)
-        require(at == len(bundle) or not path.endswith(f".p/{width}") and width < TILE,
+        require(at == len(bundle) or path != tile_path("entries", index, width),
                 lambda: f"{path}: {len(bundle) - at} bytes follow its {width} entries")
     return leaves
 
@@ -501,12 +507,10 @@ def check_tiles(server, leaves):
     """Every hash tile over the leaves is as the leaves give it; the number of tiles."""
     level, hashes, count = 0, leaves, 0
     while hashes:
-        for index, width, path in tiles_of(level, len(hashes)):
-            tile = server.get(path, TILE * 32)
-            if tile is None and width < TILE:
-                path = tile_path(level, index, TILE)
-                tile = server.must(path, TILE * 32)[:width * 32]
-            require(tile is not None, lambda: f"GET {path}: not found")
+        for index, width in tiles_of(len(hashes)):
+            path, tile = read_tile(server, level, index, width, TILE * 32)
+            if path != tile_path(level, index, width):
+                tile = tile[:32 * width]
             check_tile(path, tile, hashes[index * TILE:index * TILE + width])
             count += 1
         full = len(hashes) // TILE * TILE
