@@ -120,9 +120,9 @@ class Vectors(unittest.TestCase):
     PROOF = ["vBoGQ7EuTS18d5GPROD095qDi2z57FtcKD4fTYhZnms=", "yoVOoSjtBQtBs1/8G4e46yveRh6eO1WW7Oa51ZdaCuA=",
              "037kGJdt2VdTwcc4Yrk5j6Kiz5tP8P3+izDNlSCWFLc="]
     NOTE = ("example.com/scribe-test\n8\nXcnaeacGWamtVZy3Ad7ZoqudgjqtL0lgz+Nw7/RgQyg=\n\n"
-            "— example.com/scribe-test QGooI2VoyxMd7IjeZsXCXMN3Tk03fe75NxfPDvYmPVpr3ZNeBDZDhxtIm7Pp7gv9UTlvyv4uC76AafLEGV5R"
-            "uD4y2gA=\n— witness.example/w1 CtfTXgAAAABlU/EApxaFFg2W0oSIu7iN8JigLtbnL0ajBACBsYRzv67aUQjumGPJanSLWv/8EOFxR+uVp"
-            "9m9xo+X2L0xdxRp+wVCAg==\n")
+            "— example.com/scribe-test QGooI2VoyxMd7IjeZsXCXMN3Tk03fe75NxfPDvYmPVpr3ZNeBDZDhxtIm7Pp7gv9UTlvyv4uC76AafL"
+            "EGV5RuD4y2gA=\n— witness.example/w1 CtfTXgAAAABlU/EApxaFFg2W0oSIu7iN8JigLtbnL0ajBACBsYRzv67aUQjumGPJanSLW"
+            "v/8EOFxR+uVp9m9xo+X2L0xdxRp+wVCAg==\n")
     KEY = "example.com/scribe-test+406a2823+ATtqJ7zOtqQtYqOo0CpvDXNlMhV3HeJDpjrASKGLWdop"
     WITNESS = "witness.example/w1+0ad7d35e+BIqI4910CfGV/VLbLTy6XXLKZwm/HZQSG/N0iAG0D29c"
 
@@ -155,12 +155,12 @@ class Vectors(unittest.TestCase):
     def test_notes(self):
         for vkey, text in (
                 ("example.com/foo+530d903a+AekyeRrm56hApGFkyQR4ZCbV54Id2LKaANYcrnKv3U2k",
-                 "This is an example message.\n\n— example.com/foo Uw2QOkn8srV1yJGh2VYRlL1Tnagv1YEq6TfXppzi2ONncAlTgK7Ztg1"
-                 "ERYNZXsYjOBH3mFXmRKuwHjG1Yu72IneyaQM=\n"),
+                 "This is an example message.\n\n— example.com/foo Uw2QOkn8srV1yJGh2VYRlL1Tnagv1YEq6TfXppzi2ONncAlTgK7"
+                 "Ztg1ERYNZXsYjOBH3mFXmRKuwHjG1Yu72IneyaQM=\n"),
                 ("PeterNeumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW",
-                 "If you think cryptography is the answer to your problem,\nthen you don't know what your problem is.\n\n"
-                 "— PeterNeumann x08go/ZJkuBS9UG/SffcvIAQxVBtiFupLLr8pAcElZInNIuGUgYN1FFYC2pZSNXgKvqfqdngotpRZb6KE6RyyBwJ"
-                 "nAM=\n")):
+                 "If you think cryptography is the answer to your problem,\nthen you don't know what your problem is."
+                 "\n\n— PeterNeumann x08go/ZJkuBS9UG/SffcvIAQxVBtiFupLLr8pAcElZInNIuGUgYN1FFYC2pZSNXgKvqfqdngotpRZb6KE"
+                 "6RyyBwJnAM=\n")):
             key = verifier.parse_vkey(vkey)
             self.assertEqual(verifier.signed_by(verifier.parse_note(text), key), 0)
             with self.assertRaisesRegex(verifier.Difference, "signature of .* is wrong"):
@@ -207,7 +207,8 @@ class Vectors(unittest.TestCase):
         self.assertEqual(verifier.tile_path(0, 1234067, 256), "/ledger/tile/0/x001/x234/067")
         self.assertEqual(verifier.tile_path("entries", 0, 8), "/ledger/tile/entries/000.p/8")
         self.assertEqual(verifier.tile_path(1, 1000, 1), "/ledger/tile/1/x001/000.p/1")
-        self.assertEqual([verifier.tiles_of(n)[-1] for n in (70000, 273, 1, 256)], [(273, 112), (1, 17), (0, 1), (0, 256)])
+        self.assertEqual([verifier.tiles_of(n)[-1] for n in (70000, 273, 1, 256)],
+                         [(273, 112), (1, 17), (0, 1), (0, 256)])
 
     def test_crc(self):
         """RFC 3720's vectors, and the folding against the table."""
@@ -224,14 +225,14 @@ class Vectors(unittest.TestCase):
         """RFC 8032 section 7.1, and what a strict verifier refuses."""
         for key, message, signature in (
                 ("d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a", "",
-                 "e5564300c360ac729086e2cc806e828a84877f1eb8e5d974d873e065224901555fb8821590a33bacc61e39701cf9b46bd25bf5f0595"
-                 "bbe24655141438e7a100b"),
+                 "e5564300c360ac729086e2cc806e828a84877f1eb8e5d974d873e065224901555fb8821590a33bacc61e39701cf9b46bd25b"
+                 "f5f0595bbe24655141438e7a100b"),
                 ("3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c", "72",
-                 "92a009a9f0d4cab8720e820b5f642540a2b27b5416503f8fb3762223ebdb69da085ac1e43e15996e458f3613d0f11d8c387b2eaeb43"
-                 "02aeeb00d291612bb0c00"),
+                 "92a009a9f0d4cab8720e820b5f642540a2b27b5416503f8fb3762223ebdb69da085ac1e43e15996e458f3613d0f11d8c387b"
+                 "2eaeb4302aeeb00d291612bb0c00"),
                 ("fc51cd8e6218a1a38da47ed00230f0580816ed13ba3303ac5deb911548908025", "af82",
-                 "6291d657deec24024827e69c3abe01a30ce548a284743a445e3680d7db5ac3ac18ff9b538d16f290ae67f760984dc6594a7c15e9716"
-                 "ed28dc027beceea1ec40a")):
+                 "6291d657deec24024827e69c3abe01a30ce548a284743a445e3680d7db5ac3ac18ff9b538d16f290ae67f760984dc6594a7c"
+                 "15e9716ed28dc027beceea1ec40a")):
             key, message, signature = (bytes.fromhex(h) for h in (key, message, signature))
             self.assertTrue(verifier.ed25519_verify(key, signature, message))
             more = int.from_bytes(signature[32:], "little") + verifier.ORDER
@@ -241,7 +242,8 @@ class Vectors(unittest.TestCase):
             self.assertFalse(verifier.ed25519_verify(key, signature, message + b"x"))
         small = ["01" + "00" * 31, "ec" + "ff" * 30 + "7f", "00" * 32, "00" * 31 + "80",
                  "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05"]
-        for key in small + ["ee" + "ff" * 30 + "7f", "ed" + "ff" * 30 + "7f", "01" + "00" * 30 + "80", "02" + "00" * 31]:
+        none = ["ee" + "ff" * 30 + "7f", "ed" + "ff" * 30 + "7f", "01" + "00" * 30 + "80", "02" + "00" * 31]
+        for key in small + none:
             self.assertIsNone(verifier.ed25519_key(bytes.fromhex(key)), key)
 
 
@@ -266,7 +268,7 @@ def mutant(rng, data):
 
 
 def says_the_same(receipt, changed):
-    """changed has the receipt's body and signatures; other signers, who mean nothing, and another order may be there."""
+    """changed has the receipt's body and signatures; others, by keys that nobody knows, may be there too."""
     (body, _, signatures), (body2, _, signatures2) = receipt.rpartition(b"\n\n"), changed.rpartition(b"\n\n")
     return body == body2 and set(signatures.split(b"\n")) <= set(signatures2.split(b"\n"))
 
@@ -343,7 +345,7 @@ class Receipts(unittest.TestCase):
 
     def test_command_line(self):
         folder = self.enterContext(helpers.tempfile.TemporaryDirectory())
-        for name, data in (("r", self.receipt), ("k", LEDGER.vkey.encode() + b"\n"), ("v", self.value), ("w", b"wrong")):
+        for name, data in (("r", self.receipt), ("k", LEDGER.vkey.encode() + b"\n"), ("v", self.value), ("w", b"")):
             pathlib.Path(folder, name).write_bytes(data)
         at = functools.partial(os.path.join, folder)
         node_keys = [arg for node in NODES for arg in ("--node-key", node.vkey)]
@@ -380,8 +382,8 @@ def ledger_answers(entries, leaves=None, segments=(100, 150)):
     answers = {"/ledger/manifest": json.dumps({"segments": manifest}).encode(),
                "/ledger/key": LEDGER.vkey.encode() + b"\n", "/ledger/checkpoint": checkpoint(LEDGER, leaves).encode()}
     for index, width in verifier.tiles_of(len(entries)):
-        part = entries[256 * index:256 * index + width]
-        answers[verifier.tile_path("entries", index, width)] = b"".join(struct.pack(">H", len(raw)) + raw for raw in part)
+        part = (struct.pack(">H", len(raw)) + raw for raw in entries[256 * index:256 * index + width])
+        answers[verifier.tile_path("entries", index, width)] = b"".join(part)
     level, hashes = 0, leaves
     while hashes:
         for index, width in verifier.tiles_of(len(hashes)):
@@ -460,10 +462,11 @@ class Ledgers(unittest.TestCase):
         self.refused(r"/ledger/tile/0/001: hash 2 is 0000", ledger_answers(self.entries, leaves))
         signed = checkpoint(LEDGER, leaves).encode()
         self.refused("the entries give root", {**answers, "/ledger/checkpoint": signed})
-        self.refused("manifest: segment .* its entries give",
-                     {**answers, "/ledger/manifest": ledger_answers(self.entries, leaves, (259, 3))["/ledger/manifest"]})
-        for old, new in (('"count": 100', '"count": 99'), ('"first_seq": 100', '"first_seq": 101'), ('"count"', '"cnt"'),
-                         ('"segments": [', '"segments": [7, '), ('"merkle_root": "', '"merkle_root": "0')):
+        lie = ledger_answers(self.entries, leaves, (259, 3))["/ledger/manifest"]
+        self.refused("manifest: segment .* its entries give", {**answers, "/ledger/manifest": lie})
+        for old, new in (('"count": 100', '"count": 99'), ('"first_seq": 100', '"first_seq": 101'),
+                         ('"count"', '"cnt"'), ('"segments": [', '"segments": [7, '),
+                         ('"merkle_root": "', '"merkle_root": "0')):
             text = answers["/ledger/manifest"].decode()
             self.refused("manifest", {**answers, "/ledger/manifest": text.replace(old, new, 1).encode()})
         self.refused("not signed by", answers, verifier.parse_vkey(Signer(LEDGER.name, 1, b"other").vkey))

@@ -50,14 +50,17 @@ TILE = 256  # hashes of a full tile
 
 
 def sha256(data):
+    """SHA-256 of data."""
     return hashlib.sha256(data).digest()
 
 
 def leaf_hash(leaf):
+    """The hash of one leaf."""
     return sha256(b"\x00" + leaf)
 
 
 def node_hash(left, right):
+    """The hash of an inner node."""
     return sha256(b"\x01" + left + right)
 
 
@@ -170,6 +173,7 @@ class Chain:
         self.last = {}  # key -> (version, seq) of its last entry seen
 
     def add(self, e):
+        """Take the next entry."""
         require(e.seq == self.next, lambda: f"the header says seq {e.seq}, its place is {self.next}")
         require(e.time >= self.time, lambda: f"the time is {e.time}, before {self.time} of the entry before it")
         known = self.last.get(e.key)
@@ -216,6 +220,7 @@ def check_segment(name, data):
 
 
 def check_segment_header(data):
+    """Cluster id, first seq, count and time of the first 64 bytes, all of which are checked."""
     magic, version, zero, cluster, first, count, sealed, zero2, crc = SEGMENT_HEADER.unpack_from(data)
     require(magic == b"SCRSEGMT", lambda: f"the file begins with {magic!r}, not with the magic of a segment")
     require(version == 1, lambda: f"the segment has format {version}, want 1")
@@ -227,6 +232,7 @@ def check_segment_header(data):
 
 
 def check_segment_footer(data, want):
+    """Offsets of records and directory, and the root, of the last 80 bytes; the directory has its checksum."""
     end = len(data) - SEGMENT_FOOTER.size
     records_at, directory_at, count, root, directory_crc, zero, crc, magic = SEGMENT_FOOTER.unpack_from(data, end)
     require(magic == b"SEND", lambda: f"the file ends with {magic!r}, not with the magic of a segment")
@@ -248,15 +254,17 @@ def check_record(data, at, end, value_at, values_end, chain):
     check_crc("the record", crc, data[at + 4:at + RECORD.size + length])
     entry = parse_entry(raw)
     chain.add(entry)
-    require(offset == value_at, lambda: f"the value is said to be at byte {offset}, the one before it ends at {value_at}")
+    require(offset == value_at, lambda: f"the value is said to be at byte {offset}, the one before ends at {value_at}")
     require(value_at + entry.size <= values_end, lambda: f"the value at byte {value_at} ends after the values")
     value = data[value_at:value_at + entry.size]
     check_crc(f"the value at byte {value_at}", value_crc, value)
-    require(sha256(value) == entry.sum, lambda: f"the value at byte {value_at} has another SHA-256 than its header says")
+    require(sha256(value) == entry.sum,
+            lambda: f"the value at byte {value_at} has another SHA-256 than the header says")
     return at + RECORD.size + length, value_at + entry.size, raw
 
 
 def check_crc(what, want, data):
+    """data has the CRC32C that the file says."""
     got = crc32c(data)
     require(got == want, lambda: f"the CRC32C of {what} is {got:08x}, the file says {want:08x}")
 
@@ -275,12 +283,14 @@ def unbase64(text, what):
         data = base64.b64decode(text.encode("ascii"), validate=True)
     except ValueError:
         data = None
-    require(data is not None and base64.b64encode(data).decode() == text, lambda: f"{what} is not base64: {text[:60]!r}")
+    require(data is not None and base64.b64encode(data).decode() == text,
+            lambda: f"{what} is not base64: {text[:60]!r}")
     return data
 
 
 def is_key_name(name):
-    return re.fullmatch(r"[^\s+\x00-\x1f\ud800-\udfff]+", name) is not None  # surrogates: bytes that are not UTF-8
+    """name is not empty and has no space, no plus and no surrogates, which stand for bytes that are not UTF-8."""
+    return re.fullmatch(r"[^\s+\x00-\x1f\ud800-\udfff]+", name) is not None
 
 
 class VerifierKey(typing.NamedTuple):
@@ -319,6 +329,7 @@ def parse_note(text):
 
 
 def parse_signature(line):
+    """Name, key id and signature of a signature line."""
     parts = line.split(" ")
     require(len(parts) == 3 and parts[0] == "\u2014" and is_key_name(parts[1]),
             lambda: f"not a signature line: {line[:80]!r}")
@@ -328,7 +339,7 @@ def parse_signature(line):
 
 
 def signed_by(note, vkey):
-    """None if vkey did not sign; else the Unix time of its cosignature, 0 for a ledger key. A wrong signature raises."""
+    """None if vkey did not sign; else the Unix time of its cosignature, 0 for a ledger key."""
     found = [data for name, key_id, data in note.signatures if (name, key_id) == (vkey.name, vkey.id)]
     if not found:
         return None
@@ -358,7 +369,7 @@ def parse_checkpoint(text):
     require(re.fullmatch(NUMBER, size), lambda: f"the checkpoint's size is {size[:30]!r}")
     root = unbase64(root, "the checkpoint's root")
     require(len(root) == 32, lambda: f"the checkpoint's root has {len(root)} bytes")
-    require(size != "0" or root == EMPTY_ROOT, lambda: "the checkpoint of size 0 has another root than the empty tree's")
+    require(size != "0" or root == EMPTY_ROOT, lambda: "the checkpoint of size 0 has not the empty tree's root")
     return Checkpoint(origin, int(size), root, note)
 
 
@@ -453,6 +464,7 @@ class Server:
         return body
 
     def text(self, path):
+        """As must, for a short text."""
         try:
             return self.must(path, MAX_TEXT).decode()
         except UnicodeDecodeError:
@@ -520,6 +532,7 @@ def check_tiles(server, leaves):
 
 
 def check_tile(path, tile, want):
+    """The tile holds the wanted hashes and nothing else."""
     require(len(tile) == 32 * len(want), lambda: f"{path}: {len(tile)} bytes, want {32 * len(want)}")
     for i, h in enumerate(want):
         got = tile[32 * i:32 * i + 32]
@@ -575,10 +588,12 @@ for _byte in range(256):
 FOLD_CHUNK = 1 << 16  # bytes at once
 FOLDS = []  # (bits from which it applies, n, mask of n bits, the five shifts after n bits were dropped)
 for _k in range(11, -1, -1):
-    FOLDS.append((442 << _k, 152 << _k, (1 << (152 << _k)) - 1, [(290 - b - 152) << _k for b in (136, 113, 107, 32, 0)]))
+    FOLDS.append((442 << _k, 152 << _k, (1 << (152 << _k)) - 1,
+                  [(290 - b - 152) << _k for b in (136, 113, 107, 32, 0)]))
 
 
 def crc32c(data):
+    """The CRC32C of bytes or a memoryview."""
     crc = 0xFFFFFFFF
     for at in range(0, len(data), FOLD_CHUNK):
         piece = data[at:at + FOLD_CHUNK]
@@ -609,6 +624,7 @@ NEUTRAL = (0, 1, 1, 0)  # extended coordinates (X, Y, Z, T): x = X/Z, y = Y/Z, x
 
 
 def add(p, q):
+    """p + q."""
     (x1, y1, z1, t1), (x2, y2, z2, t2) = p, q
     a, b, c, d = (y1 - x1) * (y2 - x2) % P, (y1 + x1) * (y2 + x2) % P, 2 * D * t1 * t2 % P, 2 * z1 * z2
     e, f, g, h = b - a, d - c, d + c, b + a
@@ -616,6 +632,7 @@ def add(p, q):
 
 
 def double(p):
+    """2 p."""
     x, y, z, _ = p
     a, b = x * x % P, y * y % P
     h, g = a + b, a - b
@@ -638,6 +655,7 @@ def decompress(data):
 
 
 def compress(p):
+    """The 32 bytes of a point."""
     x, y, z, _ = p
     inverse = pow(z, -1, P)
     return ((y * inverse % P) | (x * inverse % P & 1) << 255).to_bytes(32, "little")
@@ -680,6 +698,7 @@ def ed25519_verify(key, signature, message):
 # Command line
 
 def read_file(path):
+    """The bytes of the file, which the user named."""
     try:
         with open(path, "rb") as f:
             return f.read()
@@ -698,28 +717,31 @@ def vkey_argument(text):
 
 
 def run_segment(args):
+    """The segment command."""
     began, data = time.perf_counter(), read_file(args.file)
     found = check_segment(os.path.basename(args.file), data)
     return {**found, "mb_per_s": round(len(data) / 1e6 / (time.perf_counter() - began), 1)}
 
 
 def run_receipt(args):
+    """The receipt command."""
     node_keys = [vkey_argument(text) for text in args.node_key]
-    distinct = len({vkey.key for vkey in node_keys})
-    quorum = distinct if args.quorum is None else args.quorum  # a key that is given must have signed
-    if not 0 <= quorum <= distinct:
-        raise Unusable(f"--quorum {quorum} of {distinct} different node keys")
+    quorum = len(node_keys) if args.quorum is None else args.quorum  # a key that is given must have signed
+    if len({vkey.key for vkey in node_keys}) < len(node_keys) or not 0 <= quorum <= len(node_keys):
+        raise Unusable(f"--quorum {quorum} of {len(node_keys)} node keys, each of which must be another one")
     value = read_file(args.value) if args.value else None
     return check_receipt(read_file(args.file), vkey_argument(args.key), value, node_keys, quorum)
 
 
 def run_ledger(args):
+    """The ledger command."""
     began, vkey = time.perf_counter(), vkey_argument(args.key) if args.key else None
     found = check_ledger(Server(args.url), vkey)
     return {**found, "entries_per_s": round(found["tree_size"] / (time.perf_counter() - began))}
 
 
 def arguments():
+    """The parsed command line; unusable ones end the program with 2."""
     parser = argparse.ArgumentParser(prog="verify_ledger.py", description="Independent verifier of Scribe Ledger.")
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("segment", help="check every byte of a segment file")
@@ -730,7 +752,7 @@ def arguments():
     one.add_argument("file", metavar="FILE")
     one.add_argument("--key", metavar="VKEY", required=True, help="the ledger's verifier key, or a file that holds it")
     one.add_argument("--value", metavar="FILE", help="must be the value of the entry")
-    one.add_argument("--quorum", metavar="K", type=int, help="how many of the node keys must have cosigned; default all")
+    one.add_argument("--quorum", metavar="K", type=int, help="how many of the nodes must have cosigned; default all")
     one.add_argument("--node-key", metavar="VKEY", action="append", default=[], help="cosigning key; may be repeated")
     one = commands.add_parser("ledger", help="derive a node's whole tree from its entries")
     one.set_defaults(run=run_ledger)
@@ -742,6 +764,7 @@ def arguments():
 
 
 def main():
+    """Run the command; the exit status."""
     args = arguments()
     try:
         found, status = {"ok": True, **args.run(args)}, 0
