@@ -531,5 +531,85 @@ class RealNodes(Scenario):
         print(f"{found['mb_per_s']} MB/s", end=" ", flush=True)
 
 
+    def test_receipts(self):
+        """Receipts of writes on each of three nodes, and of any version later; with cosignatures of a quorum."""
+        c, rng = self.cluster(3), random.Random(4)
+        folder = pathlib.Path(c.folder)
+        for i in range(12):
+            value, node = rng.randbytes(rng.choice((0, 5, 70_000))), c.nodes[i % 3]
+            written = self.expect(node.put(raw_path(f"r{i % 5}") + "?receipt=true", value), (200, 201)).json()
+            later = self.expect(c.nodes[i % 2].get(f"/verify/r{i % 5}"), 200).json()
+            (folder / "value").write_bytes(value)
+            (folder / "key").write_bytes(c.nodes[(i + 1) % 3].get("/ledger/key").body)
+            for answer in (written, later):
+                (folder / "receipt").write_text(answer["receipt"])
+                status, found = run("receipt", str(folder / "receipt"), "--key", str(folder / "key"),
+                                    "--value", str(folder / "value"))
+                self.assertEqual(status, 0, found)
+                self.assertLessEqual(found["entry"].items(), answer.items())
+                self.assertEqual([found[k] for k in ("leaf_hash", "tree_size", "root")],
+                                 [answer[k] for k in ("leaf_hash", "tree_size", "root")])
+        gone = self.expect(c.nodes[0].delete("/r0?receipt=true"), 200).json()
+        self.cosigned(c, gone["seq"], folder)
+
+    def cosigned(self, c, seq, folder):
+        """A receipt whose checkpoint is the cosigned one of /ledger/checkpoint shows the quorum of nodes."""
+        keys = self.expect(c.nodes[1].get("/ledger/keys"), 200).json()
+        note = self.expect(c.nodes[1].get("/ledger/checkpoint"), 200).body.decode()
+        size = note.split("\n")[1]
+        proof = self.expect(c.nodes[2].get(f"/ledger/proof?seq={seq}&size={size}"), 200).json()
+        leaf = self.expect(c.nodes[2].get(f"/verify/any?seq={seq}"), (200, 404)).json().get("leaf") or \
+            self.expect(c.nodes[2].get(f"/verify/r0?seq={seq}"), 200).json()["leaf"]
+        lines = "".join(base64.b64encode(bytes.fromhex(h)).decode() + "\n" for h in proof["inclusion"])
+        (folder / "receipt").write_text(f"c2sp.org/tlog-proof@v1\nextra {leaf}\nindex {seq}\n{lines}\n{note}")
+        node_keys = [arg for vkey in keys["nodes"].values() for arg in ("--node-key", vkey)]
+        self.assertEqual(len(node_keys), 6)
+        args = ("receipt", str(folder / "receipt"), "--key", keys["current"], *node_keys)
+        status, found = run(*args, "--quorum", "2")
+        self.assertEqual(status, 0, found)
+        self.assertEqual(found["entry"]["op"], "delete")
+        self.assertGreaterEqual(len(found["cosigned"]), 2)
+
+    def test_ledgers(self):
+        """A ledger over several levels of tiles, sealed and pending, from each node; its answers damaged in between."""
+        c, rng = self.cluster(3), random.Random(5)
+        self.fill(c.nodes[0], rng)
+        for turn in range(2):
+            for i in range(2):
+                ops = [json.dumps({"op": "put", "key": f"b{rng.randrange(900)}", "value": "x" * rng.randrange(40)})
+                       for _ in range(1500)]
+                reply = c.nodes[i].post("/batch", "\n".join(ops), headers=helpers.NDJSON)
+                self.assertFalse([line for line in self.expect(reply, 200).lines() if "error" in line])
+            if turn == 0:
+                self.expect(c.nodes[1].post("/cluster/seal"), 200)
+        size = c.leader().size()
+        for node in c.nodes:
+            status, found = run("ledger", node.url, "--key", node.get("/ledger/key").body.decode().strip())
+            self.assertEqual(status, 0, found)
+            self.assertEqual((found["tree_size"], found["segments"] > 0), (size, True))
+        self.assertEqual(run("ledger", node.url)[0], 0)
+        self.assertEqual(run("ledger", node.url, "--key", LEDGER.vkey)[0], 1)
+        self.damage_answers(node, rng)
+
+    def damage_answers(self, node, rng):
+        """Any bit of the tiles, bundles, checkpoint and roots that a node serves, flipped on the way, is told."""
+        answers = {}
+
+        class Recording(verifier.Server):
+            def get(self, path, most):
+                answers[path] = super().get(path, most)
+                return answers[path]
+
+        verifier.check_ledger(Recording(node.url))
+        for path in [path for path in answers if "/tile/" in path] + ["/ledger/checkpoint", "/ledger/key"]:
+            body = answers[path]
+            at, end = rng.randrange(len(body)), body.find("\n— ".encode()) + len("\n— ") + body.find(b"\n")
+            if path == "/ledger/checkpoint":  # cosignatures are not asked for here
+                at = rng.randrange(end)
+            wrong = body[:at] + bytes([body[at] ^ 1 << rng.randrange(8)]) + body[at + 1:]
+            with self.assertRaises(verifier.Difference, msg=f"{path} at {at}"):
+                verifier.check_ledger(Recorded({**answers, path: wrong}))
+
+
 if __name__ == "__main__":
     helpers.main()
