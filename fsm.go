@@ -14,7 +14,7 @@ import (
 // sequence numbers and versions, and closes segments. It has no clock, no
 // randomness and no goroutine, so that the same log gives the same bytes on
 // every node. Commands are in fsm_command.go, the idempotency window in
-// fsm_window.go, snapshots in fsm_snapshot.go.
+// fsm_window.go, the ledger's key in fsm_key.go, snapshots in fsm_snapshot.go.
 type fsm struct {
 	store *store
 
@@ -33,6 +33,7 @@ type fsm struct {
 	upload       upload
 	ops          []operation // room for parsing
 	appliedIndex atomic.Uint64
+	keys         atomic.Pointer[ledgerKeys] // that sign the ledger; anybody reads
 
 	// uploadLimit bounds the bytes of one command that comes in parts.
 	uploadLimit uint32
@@ -42,6 +43,8 @@ type fsm struct {
 	fetch func(*snapshot) ([]fetchedSegment, error)
 	// installed is called after a snapshot was installed.
 	installed func(*snapshot)
+	// rekeyed is called when the ledger's key has changed.
+	rekeyed func()
 }
 
 // upload is a command that comes in parts. At most one is open: the leader
@@ -68,7 +71,12 @@ func newFSM(s *store, uploadLimit uint32, fail func(error)) (*fsm, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &fsm{store: s, fail: fail, window: w, uploadLimit: uploadLimit}
+	keys, err := parseLedgerKeys(state.at.keys)
+	if err != nil {
+		return nil, err
+	}
+	f := &fsm{store: s, fail: fail, window: w, uploadLimit: uploadLimit, rekeyed: func() {}}
+	f.keys.Store(keys)
 	f.moveTo(&state.at)
 	return f, nil
 }
@@ -139,6 +147,8 @@ func (f *fsm) apply(l *raft.Log) (any, error) {
 			return nil, err
 		}
 		return nil, f.store.confirm(info)
+	case commandKey:
+		return f.applyKey(c, l.Index)
 	default:
 		return nil, fmt.Errorf("command of kind %d: %w", kind, errFormat)
 	}
@@ -221,6 +231,7 @@ func (f *fsm) applySeal(c *cursor, l *raft.Log) error {
 		time:          f.time,
 		windowOldest:  f.window.oldest,
 		windowNext:    f.window.next,
+		keys:          f.keys.Load().append(nil),
 	}, changed)
 }
 

@@ -17,6 +17,8 @@ import (
 //	            starts at entry first
 //	4 confirm   one segmentInfo (manifest.go): the leader's description of a
 //	            sealed segment
+//	5 key       32 public key it replaces (zero: none), 32 seed, uint16 length,
+//	            then the origin: the key that signs the ledger (fsm_key.go)
 //
 // Request:
 //
@@ -52,6 +54,7 @@ const (
 	commandPart    commandKind = 2
 	commandSeal    commandKind = 3
 	commandConfirm commandKind = 4
+	commandKey     commandKind = 5
 
 	flagAtomic = 1
 

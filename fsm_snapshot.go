@@ -15,15 +15,20 @@ import (
 // segments it lacks from other nodes. All integers are big-endian.
 //
 //	offset  size  field
-//	     0     8  magic "SCRSNAP1"
+//	     0     8  magic "SCRSNAP2", or "SCRSNAP1" while the ledger has no key
 //	     8    16  cluster id
 //	    24     .  checkpoint (store_ledger.go)
 //	     .     4  number of segments, then each as segmentInfo (manifest.go)
 //	     .     4  number of chunks of the idempotency window, then for each
 //	              8 number, 4 length, data (fsm_window.go)
+//	     .     4  length of the ledger's keys, then the keys (fsm_key.go); not in
+//	              SCRSNAP1
 //	     .    32  SHA-256 of everything before
 
-const snapshotMagic = "SCRSNAP1"
+const (
+	snapshotMagic1 = "SCRSNAP1"
+	snapshotMagic  = "SCRSNAP2"
+)
 
 // snapshot is a parsed snapshot.
 type snapshot struct {
@@ -35,8 +40,11 @@ type snapshot struct {
 
 // append appends the encoding of s.
 func (s *snapshot) append(b []byte) []byte {
-	start := len(b)
-	b = append(b, snapshotMagic...)
+	start, magic := len(b), snapshotMagic
+	if len(s.at.keys) == 0 {
+		magic = snapshotMagic1
+	}
+	b = append(b, magic...)
 	b = append(b, s.cluster[:]...)
 	b = s.at.append(b)
 	b = binary.BigEndian.AppendUint32(b, uint32(len(s.segments)))
@@ -49,13 +57,17 @@ func (s *snapshot) append(b []byte) []byte {
 		b = binary.BigEndian.AppendUint32(b, uint32(len(c.data)))
 		b = append(b, c.data...)
 	}
+	if len(s.at.keys) > 0 {
+		b = binary.BigEndian.AppendUint32(b, uint32(len(s.at.keys)))
+		b = append(b, s.at.keys...)
+	}
 	sum := sha256.Sum256(b[start:])
 	return append(b, sum[:]...)
 }
 
 // parseSnapshot reads a whole snapshot.
 func parseSnapshot(b []byte) (*snapshot, error) {
-	if len(b) < 24+sha256.Size || string(b[:8]) != snapshotMagic {
+	if len(b) < 24+sha256.Size || string(b[:8]) != snapshotMagic && string(b[:8]) != snapshotMagic1 {
 		return nil, fmt.Errorf("%w: snapshot of %d bytes lacks its magic", errCorrupt, len(b))
 	}
 	body, sum := b[:len(b)-sha256.Size], hash(b[len(b)-sha256.Size:])
@@ -78,6 +90,10 @@ func parseSnapshot(b []byte) (*snapshot, error) {
 	}
 	for n := c.uint32(); n > 0 && !c.short; n-- {
 		s.window = append(s.window, chunk{c.uint64(), c.take(int(c.uint32()))})
+	}
+	if keyed := string(b[:8]) == snapshotMagic; keyed {
+		s.at.keys = c.take(int(c.uint32()))
+		c.short = c.short || len(s.at.keys) == 0
 	}
 	if c.short || len(c.b) > 0 {
 		return nil, fmt.Errorf("%w: snapshot has the wrong length", errCorrupt)
@@ -153,10 +169,26 @@ func (f *fsm) agrees(snap *snapshot) error {
 	return nil
 }
 
+// keysOf returns the ledger's keys as of snap, which must go on from this node's.
+func (f *fsm) keysOf(snap *snapshot) (*ledgerKeys, error) {
+	keys, err := parseLedgerKeys(snap.at.keys)
+	own := f.keys.Load()
+	if err == nil && own != nil && !keys.has(own.public()) {
+		err = fmt.Errorf("%w: the leader's snapshot does not know the ledger key %s", errDiverged, own.signer.noteVerifier)
+		f.broken = err
+		f.fail(err)
+	}
+	return keys, err
+}
+
 // install moves this node to the checkpoint of snap, all of whose segments are
 // on its disk.
 func (f *fsm) install(snap *snapshot, fetched []fetchedSegment) error {
 	w, err := newWindow(snap.window, &snap.at)
+	if err != nil {
+		return err
+	}
+	keys, err := f.keysOf(snap)
 	if err != nil {
 		return err
 	}
@@ -166,7 +198,9 @@ func (f *fsm) install(snap *snapshot, fetched []fetchedSegment) error {
 		return err
 	}
 	f.window = w
+	f.keys.Store(keys)
 	f.moveTo(&snap.at)
+	f.rekeyed()
 	f.installed(snap)
 	return nil
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -14,8 +15,9 @@ import (
 
 // HTTP API; the contract is API.md. This file holds the server and the way of
 // a request through it. What is at which path is in http_route.go; the calls are
-// in http_entry.go (one key), http_list.go (many keys), http_batch.go and
-// http_admin.go. Bodies are in http_body.go, replies and errors in
+// in http_entry.go (one key), http_list.go (many keys), http_follow.go (the
+// ledger as a stream), http_batch.go, http_verify.go (receipts), http_tree.go
+// and http_admin.go. Bodies are in http_body.go, replies and errors in
 // http_reply.go, JSON in http_json.go and http_scan.go, connections in
 // http_conn.go.
 
@@ -35,12 +37,18 @@ type serverNode interface {
 	members() []memberInfo
 	seal(ctx context.Context) error
 	transfer(ctx context.Context, to uint64) error
+	// signedHead is documented at node.signedHead.
+	signedHead(ctx context.Context, minSize uint64, cosigned bool) (signedHead, error)
+	ledgerVKeys() (current string, former []string, err error)
+	nodeVKeys() map[uint64]string
+	rotateLedgerKey(ctx context.Context) error
 }
 
 // serverStore is what the server needs of the store: everything applied here.
 type serverStore interface {
 	get(key []byte, sel selector) (entry, error)
 	entryAt(seq uint64) (entry, error)
+	headerAt(seq uint64) (entry, error)
 	history(key []byte, before uint64, limit int) ([]entry, *uint64, error)
 	list(prefix, after []byte, limit int) ([]entry, bool, error)
 	size() uint64
@@ -48,6 +56,10 @@ type serverStore interface {
 	sealedFile(id string) (*os.File, segmentInfo, error)
 	currentManifest() *manifest
 	pendingInfo() (first, count, bytes uint64)
+	root(size uint64) (hash, error)
+	inclusion(seq, size uint64) ([]hash, error)
+	consistency(from, to uint64) ([]hash, error)
+	tile(id tileID) ([]byte, error)
 }
 
 // serverOptions is what main takes from the configuration.
@@ -70,6 +82,7 @@ type serverLimits struct {
 	body  time.Duration // for a body of up to bodyPiece, or each piece of a longer one
 	write time.Duration // for a reply of up to bodyPiece, or each piece of a longer one
 	idle  time.Duration // between two requests, or two lines of a stream
+	ping  time.Duration // between two signs of life to one who follows the ledger
 	small int64         // bytes of all bodies that reserve nothing
 }
 
@@ -78,6 +91,7 @@ var defaultLimits = serverLimits{
 	body:  30 * time.Second,
 	write: 30 * time.Second,
 	idle:  120 * time.Second,
+	ping:  15 * time.Second,
 	small: 128 << 20,
 }
 
@@ -91,6 +105,7 @@ type server struct {
 	routes map[string]route
 	entry  route // of keys
 
+	heads         headCache
 	writes, reads deadlines    // contexts for calls to node and store
 	small         atomic.Int64 // bytes of bodies under way that reserved nothing
 	idPrefix      string       // of request ids
@@ -110,6 +125,7 @@ func newServerFor(node serverNode, store serverStore, o serverOptions) *server {
 		o.limits = &defaultLimits
 	}
 	s := &server{node: node, store: store, o: o, limits: *o.limits}
+	s.limits.ping = cmp.Or(s.limits.ping, defaultLimits.ping)
 	s.routes = s.table()
 	s.entry = s.routes["kv/"]
 	s.writes.after, s.reads.after = o.writeTimeout, o.readTimeout
@@ -119,7 +135,7 @@ func newServerFor(node serverNode, store serverStore, o serverOptions) *server {
 		Handler:                      s,
 		ReadHeaderTimeout:            s.limits.head,
 		ReadTimeout:                  s.limits.body,
-		WriteTimeout:                 s.limits.body + s.limits.write + max(o.readTimeout, o.writeTimeout),
+		WriteTimeout:                 s.limits.body + s.limits.write + o.readTimeout + o.writeTimeout, // a receipt follows a write
 		IdleTimeout:                  s.limits.idle,
 		MaxHeaderBytes:               32 << 10,
 		DisableGeneralOptionsHandler: true,

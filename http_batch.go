@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -19,21 +20,25 @@ func (s *server) batch(c *call) (reply, error) {
 	if err != nil {
 		return reply{}, err
 	}
+	receipt, err := s.wantsReceipt(c)
+	if err != nil {
+		return reply{}, err
+	}
 	kind, _, _ := mime.ParseMediaType(v)
 	switch kind {
 	case "application/json":
-		return s.atomicBatch(c)
+		return s.atomicBatch(c, receipt)
 	case "application/x-ndjson", "application/ndjson", "application/jsonl":
 		if len(c.r.Header["Idempotency-Key"]) > 0 {
 			return reply{}, badRequest("malformed", "Idempotency-Key means nothing for a stream of operations")
 		}
-		return reply{stream: func() error { return s.streamBatch(c) }}, nil
+		return reply{stream: func() error { return s.streamBatch(c, receipt) }}, nil
 	}
 	return reply{}, &apiError{status: 415, code: "unsupported_media_type", message: "Content-Type is " + clip(v) + ", want application/json or application/x-ndjson"}
 }
 
 // atomicBatch applies all operations of the body or none.
-func (s *server) atomicBatch(c *call) (reply, error) {
+func (s *server) atomicBatch(c *call, receipt *proofs) (reply, error) {
 	r := &request{atomic: true}
 	key, given, err := c.header("Idempotency-Key")
 	if err == nil && given && (len(key) == 0 || len(key) > 64) {
@@ -66,7 +71,7 @@ func (s *server) atomicBatch(c *call) (reply, error) {
 	if err != nil {
 		return reply{}, err
 	}
-	return s.batchReply(c, &res)
+	return s.batchReply(c, &res, receipt)
 }
 
 // checkOps reports the first operation this server does not take.
@@ -99,28 +104,60 @@ func (s *server) checkAllowed(o *operation) error {
 	return nil
 }
 
-func (s *server) batchReply(c *call, res *result) (reply, error) {
+// batchReply answers with the entries of an atomic batch. With receipts they
+// may be many times what was sent, so they go out as they are made.
+func (s *server) batchReply(c *call, res *result, receipt *proofs) (reply, error) {
+	if receipt != nil {
+		return reply{stream: func() error { return s.streamResults(c, res, receipt) }}, nil
+	}
 	b := []byte(`{"results":[`)
 	for i, raw := range res.headers {
 		if i > 0 {
 			b = append(b, ',')
 		}
 		var err error
-		if b, err = appendRaw(b, raw); err != nil {
+		if b, err = appendRaw(b, raw, nil); err != nil {
 			return reply{}, err
 		}
 	}
 	return jsonReply(c, append(b, "]}\n"...)), nil
 }
 
-// appendRaw appends the JSON entry of a canonical header.
-func appendRaw(b, raw []byte) ([]byte, error) {
+// streamResults writes the entries of an atomic batch with their receipts.
+func (s *server) streamResults(c *call, res *result, receipt *proofs) error {
+	c.lines.add("Content-Type", "application/json")
+	c.lines.moveTo(c.w.Header())
+	c.w.WriteHeader(http.StatusOK)
+	w := bufio.NewWriterSize(&patientWriter{ResponseWriter: c.w, patience: s.limits.write}, lineChunkSize)
+	w.WriteString(`{"results":[`)
+	for i, raw := range res.headers {
+		if i > 0 {
+			w.WriteByte(',')
+		}
+		b, err := appendRaw(w.AvailableBuffer(), raw, receipt)
+		if err != nil {
+			return errCutOff
+		}
+		if _, err := w.Write(b); err != nil {
+			return errCutOff
+		}
+	}
+	w.WriteString("]}\n")
+	if w.Flush() != nil {
+		return errCutOff
+	}
+	return nil
+}
+
+// appendRaw appends the JSON entry of a canonical header, with its receipt if
+// one is wanted.
+func appendRaw(b, raw []byte, receipt *proofs) ([]byte, error) {
 	h, err := parseHeader(raw)
 	if err != nil {
 		return b, err
 	}
 	leaf := leafHash(raw)
-	return appendEntry(b, &h, &leaf), nil
+	return receipt.receipt(appendEntry(b, &h, &leaf), h.seq), nil
 }
 
 // A stream of operations has two goroutines: the handler's reads lines and
@@ -137,6 +174,8 @@ const (
 type lineStream struct {
 	s *server
 	c *call
+
+	receipt *proofs // owned by the writer; nil = none wanted
 
 	queue   chan *batchLine           // in the order of the input; closed after the last
 	waited  atomic.Pointer[batchLine] // the line the writer waits for
@@ -191,14 +230,14 @@ func (s *server) dropLineChunk(k *lineChunk) {
 }
 
 // streamBatch runs a stream of operations to its end.
-func (s *server) streamBatch(c *call) error {
+func (s *server) streamBatch(c *call, receipt *proofs) error {
 	rc := http.NewResponseController(c.w)
 	if err := rc.EnableFullDuplex(); err != nil {
 		return err
 	}
 	c.lines.add("Content-Type", "application/x-ndjson")
 	c.lines.moveTo(c.w.Header())
-	t := &lineStream{s: s, c: c,
+	t := &lineStream{s: s, c: c, receipt: receipt,
 		queue:   make(chan *batchLine, maxQueuedLines),
 		arrived: make(chan struct{}, 1),
 		drained: make(chan struct{}, 1),
@@ -431,7 +470,7 @@ func (t *lineStream) appendResult(b []byte, l *batchLine) []byte {
 		err = t.s.judge(&l.request, &l.res)
 	}
 	if err == nil {
-		if b, err = appendRaw(b, l.res.headers[0]); err == nil {
+		if b, err = appendRaw(b, l.res.headers[0], t.receipt); err == nil {
 			b = append(b, '\n')
 		}
 	}

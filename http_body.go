@@ -106,7 +106,7 @@ func (s *server) fill(c *call, p []byte) error {
 		p = p[len(piece):]
 	}
 	if rolling {
-		http.NewResponseController(c.w).SetWriteDeadline(time.Now().Add(s.limits.write + s.o.writeTimeout))
+		http.NewResponseController(c.w).SetWriteDeadline(time.Now().Add(s.limits.write + s.o.readTimeout + s.o.writeTimeout))
 	}
 	return nil
 }
@@ -133,7 +133,7 @@ func (s *server) readChunked(c *call, limit int64) ([]byte, bodyRoom, error) {
 			piece = 0
 		}
 		if err == io.EOF && int64(len(body)) <= limit {
-			http.NewResponseController(c.w).SetWriteDeadline(time.Now().Add(s.limits.write + s.o.writeTimeout))
+			http.NewResponseController(c.w).SetWriteDeadline(time.Now().Add(s.limits.write + s.o.readTimeout + s.o.writeTimeout))
 			return slices.Clip(body), r, nil
 		}
 		switch {

@@ -26,7 +26,8 @@ func (s *server) put(c *call) (reply, error) {
 	if err := checkKey(c); err != nil {
 		return reply{}, err
 	}
-	if err := refuseReceipt(c); err != nil {
+	receipt, err := s.wantsReceipt(c)
+	if err != nil {
 		return reply{}, err
 	}
 	r, err := s.change(c, opPut)
@@ -51,12 +52,16 @@ func (s *server) put(c *call) (reply, error) {
 			return reply{}, digestMismatch(&sum, op.digest)
 		}
 	}
-	return s.submit(c, &r.request)
+	return s.submit(c, &r.request, receipt)
 }
 
 // delete appends a tombstone.
 func (s *server) delete(c *call) (reply, error) {
 	if err := checkKey(c); err != nil {
+		return reply{}, err
+	}
+	receipt, err := s.wantsReceipt(c)
+	if err != nil {
 		return reply{}, err
 	}
 	r, err := s.change(c, opDelete)
@@ -66,7 +71,7 @@ func (s *server) delete(c *call) (reply, error) {
 	if r.op[0].ifAbsent {
 		return reply{}, badRequest("malformed", "If-None-Match: * never holds for DELETE")
 	}
-	return s.submit(c, &r.request)
+	return s.submit(c, &r.request, receipt)
 }
 
 func (s *server) deletesDisabled(c *call) (reply, error) {
@@ -82,14 +87,6 @@ func checkKey(c *call) error {
 		return badRequest("key_too_large", "the key has %d bytes, want 1 to %d", len(c.key), maxKeySize)
 	}
 	return nil
-}
-
-func refuseReceipt(c *call) error {
-	wanted, err := c.flag("receipt")
-	if err == nil && wanted {
-		err = badRequest("not_supported", "receipt=true is not supported yet")
-	}
-	return err
 }
 
 // change returns the request for c's key with the conditions of its headers.
@@ -152,8 +149,9 @@ func digestMismatch(got, want *hash) error {
 	return badRequest("digest_mismatch", "the value has SHA-256 %s, its digest header says %s", got, want)
 }
 
-// submit has a request of one operation agreed and answers with its entry.
-func (s *server) submit(c *call, r *request) (reply, error) {
+// submit has a request of one operation agreed and answers with its entry, and
+// with its receipt if one is wanted.
+func (s *server) submit(c *call, r *request, receipt *proofs) (reply, error) {
 	res, err := s.node.submit(s.writes.context(), r)
 	if err == nil {
 		err = s.judge(r, &res)
@@ -172,7 +170,7 @@ func (s *server) submit(c *call, r *request) (reply, error) {
 	}
 	c.lines.addETag(h.seq)
 	c.lines.add("Content-Type", "application/json")
-	rep.body = append(appendEntry(*rep.pooled, &h, &leaf), '\n')
+	rep.body = append(receipt.receipt(appendEntry(*rep.pooled, &h, &leaf), h.seq), '\n')
 	return rep, nil
 }
 
@@ -289,30 +287,23 @@ func (sel *selector) setAt(at string) error {
 // prepareRead returns when this node may answer the read c: it holds what the
 // wanted consistency asks for.
 func (s *server) prepareRead(c *call) error {
-	consistency := s.o.consistency
-	minSeq, wait, err := uint64(0), false, error(nil)
+	consistency, err := s.consistencyOf(c)
+	if err != nil {
+		return err
+	}
+	minSeq, wait := uint64(0), false
 	if len(c.query) > 0 {
-		v, given, err := c.param("consistency")
-		if err != nil {
-			return err
-		}
-		if given {
-			consistency = v
-		}
 		if minSeq, wait, err = c.number("min_seq", 0, 1<<63-1); err != nil {
 			return err
 		}
 	}
-	switch consistency {
-	case "linearizable":
+	if consistency == "linearizable" {
 		if err = s.node.confirmRead(s.reads.context()); err != nil {
 			return readTimeout(err)
 		}
-	case "stale":
+	} else {
 		c.lines.buf = strconv.AppendInt(c.lines.buf, s.node.lastContact(), 10)
 		c.lines.end("Scribe-Last-Contact")
-	default:
-		return badRequest("malformed", "consistency is %q, want linearizable or stale", clip(consistency))
 	}
 	if wait && s.store.size() <= minSeq {
 		err = s.store.waitSize(s.reads.context(), minSeq+1)
@@ -321,6 +312,20 @@ func (s *server) prepareRead(c *call) error {
 		}
 	}
 	return err
+}
+
+// consistencyOf returns the consistency a read asks for: linearizable or stale.
+func (s *server) consistencyOf(c *call) (string, error) {
+	v, given, err := c.param("consistency")
+	switch {
+	case err != nil:
+		return "", err
+	case !given:
+		return s.o.consistency, nil
+	case v != "linearizable" && v != "stale":
+		return "", badRequest("malformed", "consistency is %q, want linearizable or stale", clip(v))
+	}
+	return v, nil
 }
 
 // readTimeout is what a client sees when a read could not be confirmed in time.

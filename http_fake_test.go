@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"io/fs"
@@ -42,6 +43,13 @@ type fakeLedger struct {
 	author   string
 	asyncs   chan func() // submitAsync runs here when not nil
 	segments map[string]segmentInfo
+
+	keys     []noteSigner // of the ledger; the last one signs
+	headFail error        // of signedHead
+	headHold bool         // signedHead waits for its deadline
+	signed   int          // heads
+	newest   signedHead
+	lag      uint64 // newest entries that this node has not applied, as a follower
 }
 
 func newFakeLedger(t testing.TB) *fakeLedger {
@@ -49,6 +57,7 @@ func newFakeLedger(t testing.TB) *fakeLedger {
 		now: 1_700_000_000_123, budget: 64 << 20, segments: map[string]segmentInfo{}}
 	leader := memberInfo{id: 1, http: "http://127.0.0.1:8001", raft: "127.0.0.1:9001", role: "leader", state: "alive", version: "1"}
 	f.state = nodeStatus{clusterID: "000102030405060708090a0b0c0d0e0f", name: "scribe", nodeID: 1, role: "leader", term: 3, leader: &leader, ready: true}
+	f.keys = []noteSigner{testSigner(t, "scribe/0001", 1)}
 	f.list_ = []memberInfo{leader, {id: 2, http: "http://127.0.0.1:8002", raft: "127.0.0.1:9002", role: "follower", state: "suspect"}}
 	return f
 }
@@ -295,18 +304,28 @@ func (f *fakeLedger) list(prefix, after []byte, limit int) ([]entry, bool, error
 	return out, more, nil
 }
 
+func (f *fakeLedger) headerAt(seq uint64) (entry, error) {
+	e, err := f.entryAt(seq)
+	e.value = nil
+	return e, err
+}
+
 func (f *fakeLedger) size() uint64 {
 	f.applied.L.Lock()
 	defer f.applied.L.Unlock()
-	return uint64(len(f.entries))
+	return uint64(len(f.entries)) - f.lag
 }
 
 func (f *fakeLedger) waitSize(ctx context.Context, n uint64) error {
-	stop := context.AfterFunc(ctx, f.applied.Broadcast)
+	stop := context.AfterFunc(ctx, func() {
+		f.applied.L.Lock() // or the one who waits misses it
+		defer f.applied.L.Unlock()
+		f.applied.Broadcast()
+	})
 	defer stop()
 	f.applied.L.Lock()
 	defer f.applied.L.Unlock()
-	for uint64(len(f.entries)) < n {
+	for uint64(len(f.entries))-f.lag < n {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -327,6 +346,133 @@ func (f *fakeLedger) sealedFile(id string) (*os.File, segmentInfo, error) {
 func (f *fakeLedger) currentManifest() *manifest { return &f.man }
 
 func (f *fakeLedger) pendingInfo() (first, count, size uint64) { return 0, f.size(), 17 }
+
+// testSigner returns the signer that a seed of equal bytes makes.
+func testSigner(t testing.TB, name string, seed byte) noteSigner {
+	t.Helper()
+	k, err := newNoteSigner(name, sigEd25519, bytes.Repeat([]byte{seed}, 32))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+func (f *fakeLedger) signedHead(ctx context.Context, minSize uint64, cosigned bool) (signedHead, error) {
+	if _, ok := ctx.Deadline(); !ok {
+		f.t.Error("signedHead without a deadline")
+	}
+	if f.headHold {
+		<-ctx.Done()
+		return signedHead{}, ctx.Err()
+	}
+	f.applied.L.Lock()
+	defer f.applied.L.Unlock()
+	size := uint64(len(f.entries)) - f.lag
+	if minSize > size {
+		f.t.Errorf("a head of %d entries is wanted, this node has %d", minSize, size)
+	}
+	if f.headFail != nil {
+		return signedHead{}, f.headFail
+	}
+	if f.newest.note != "" && f.newest.size >= minSize {
+		return f.newest, nil
+	}
+	f.signed++
+	key := f.keys[len(f.keys)-1]
+	h := treeHead{origin: key.name, size: size, root: rootOf(f.leaves(0, size))}
+	f.newest = signedHead{treeHead: h, note: note{h.body(), []noteSignature{key.sign(h.body(), 0)}}.String()}
+	return f.newest, nil
+}
+
+func (f *fakeLedger) ledgerVKeys() (string, []string, error) {
+	if f.headFail != nil {
+		return "", nil, f.headFail
+	}
+	var former []string
+	for _, k := range f.keys[1:] {
+		former = append(former, "hand-over to "+k.String())
+	}
+	return f.keys[len(f.keys)-1].String(), former, nil
+}
+
+func (f *fakeLedger) nodeVKeys() map[uint64]string { return map[uint64]string{1: "one", 2: "two"} }
+
+func (f *fakeLedger) rotateLedgerKey(context.Context) error {
+	if f.fail == nil {
+		f.keys = append(f.keys, testSigner(f.t, f.keys[0].name, byte(len(f.keys)+1)))
+	}
+	return f.fail
+}
+
+// leaves returns the leaf hashes of entries from lo to hi; f is locked.
+func (f *fakeLedger) leaves(lo, hi uint64) []hash {
+	var hashes []hash
+	for _, e := range f.entries[lo:hi] {
+		hashes = append(hashes, e.leaf)
+	}
+	return hashes
+}
+
+// node is the nodeReader of the entries; f is locked.
+func (f *fakeLedger) node(level int, index uint64) (hash, error) {
+	return rootOf(f.leaves(index<<level, (index+1)<<level)), nil
+}
+
+func (f *fakeLedger) covers(size uint64) error {
+	if size > uint64(len(f.entries))-f.lag {
+		return fmt.Errorf("tree of %d entries: %w", size, errBeyond)
+	}
+	return nil
+}
+
+func (f *fakeLedger) root(size uint64) (hash, error) {
+	f.applied.L.Lock()
+	defer f.applied.L.Unlock()
+	if err := f.covers(size); err != nil {
+		return hash{}, err
+	}
+	return rootOf(f.leaves(0, size)), nil
+}
+
+func (f *fakeLedger) inclusion(seq, size uint64) ([]hash, error) {
+	f.applied.L.Lock()
+	defer f.applied.L.Unlock()
+	if err := f.covers(size); err != nil {
+		return nil, err
+	}
+	return inclusionProof(seq, size, f.node)
+}
+
+func (f *fakeLedger) consistency(from, to uint64) ([]hash, error) {
+	f.applied.L.Lock()
+	defer f.applied.L.Unlock()
+	if err := f.covers(to); err != nil {
+		return nil, err
+	}
+	return consistencyProof(from, to, f.node)
+}
+
+func (f *fakeLedger) tile(id tileID) ([]byte, error) {
+	f.applied.L.Lock()
+	defer f.applied.L.Unlock()
+	first := id.index * 256
+	if id.level > 0 {
+		return nil, errBeyond
+	}
+	if err := f.covers(first + uint64(id.width)); err != nil {
+		return nil, err
+	}
+	var b []byte
+	for _, e := range f.entries[first : first+uint64(id.width)] {
+		if id.level == entryTile {
+			b = binary.BigEndian.AppendUint16(b, uint16(len(e.raw)))
+			b = append(b, e.raw...)
+		} else {
+			b = append(b, e.leaf[:]...)
+		}
+	}
+	return b, nil
+}
 
 // testServer is a server on a port of its own.
 type testServer struct {

@@ -1,17 +1,13 @@
 package main
 
 import (
-	"bufio"
 	"encoding/base64"
 	"net/http"
 	"strconv"
 	"strings"
-	"time"
-	"unicode/utf8"
 )
 
-// The calls on many entries: the history of a key, the live keys, and the
-// ledger as a stream.
+// The calls on many entries: the history of a key and the live keys.
 
 // history answers with the versions of a key, newest first.
 func (s *server) history(c *call) (reply, error) {
@@ -144,131 +140,4 @@ func parseBase64(s string) ([]byte, bool) {
 	s = strings.NewReplacer(" ", "+", "-", "+", "_", "/").Replace(strings.TrimRight(s, "="))
 	v, err := base64.RawStdEncoding.DecodeString(s)
 	return v, err == nil
-}
-
-// entries streams the ledger, one entry a line.
-func (s *server) entries(c *call) (reply, error) {
-	follow, err := c.flag("follow")
-	if err == nil && follow {
-		err = badRequest("not_supported", "follow=true is not supported yet")
-	}
-	if err != nil {
-		return reply{}, err
-	}
-	var want entryRange
-	if want.values, err = c.flag("values"); err != nil {
-		return reply{}, err
-	}
-	if want.from, _, err = c.number("from", 0, noSeq); err != nil {
-		return reply{}, err
-	}
-	limit, limited, err := c.number("limit", 1, noSeq)
-	if err != nil {
-		return reply{}, err
-	}
-	if want.limit = limit; !limited {
-		want.limit = noSeq
-	}
-	prefix, _, err := c.bytes("prefix")
-	if err != nil {
-		return reply{}, err
-	}
-	want.prefix = string(prefix)
-	if err := s.prepareRead(c); err != nil {
-		return reply{}, err
-	}
-	want.end = s.store.size()
-	c.lines.addNumber("Scribe-Ledger-Size", want.end)
-	return reply{stream: func() error { return s.streamEntries(c, want) }}, nil
-}
-
-// entryRange is what a stream of entries holds.
-type entryRange struct {
-	from, end uint64 // seq
-	limit     uint64 // lines
-	prefix    string
-	values    bool
-}
-
-// streamEntries writes the lines of want. An error after the first byte is a
-// line of its own, and then the reply is cut off.
-func (s *server) streamEntries(c *call, want entryRange) error {
-	http.NewResponseController(c.w).SetReadDeadline(time.Time{}) // a timeout would end r's context
-	c.lines.add("Content-Type", "application/x-ndjson")
-	c.lines.moveTo(c.w.Header())
-	c.w.WriteHeader(http.StatusOK)
-	if c.r.Method == "HEAD" {
-		return nil
-	}
-	w := bufio.NewWriterSize(&patientWriter{ResponseWriter: c.w, patience: s.limits.write}, freeBody)
-	for seq := want.from; seq < want.end && want.limit > 0; seq++ {
-		e, err := s.store.entryAt(seq)
-		if err == nil && !strings.HasPrefix(string(e.key), want.prefix) {
-			continue
-		}
-		if err == nil {
-			err = s.writeEntry(w, &e, want.values)
-		}
-		if s.closing.Err() != nil {
-			err = &apiError{code: "shutting_down", message: "the node stops; go on from seq " + strconv.FormatUint(seq+1, 10)}
-		}
-		if err != nil {
-			w.Write(s.explain(c, err).appendJSON(nil))
-			w.Flush()
-			http.NewResponseController(c.w).Flush()
-			return errCutOff
-		}
-		want.limit--
-	}
-	if w.Flush() != nil {
-		return errCutOff
-	}
-	return nil
-}
-
-// writeEntry writes one line; e may be large, so its value is escaped in pieces.
-func (s *server) writeEntry(w *bufio.Writer, e *entry, value bool) error {
-	b := appendEntry(w.AvailableBuffer(), &e.header, &e.leaf)
-	if !value || e.op != opPut {
-		_, err := w.Write(append(b, '\n'))
-		return err
-	}
-	room, err := s.reserveBody(int64(e.size))
-	if err != nil {
-		return err
-	}
-	defer s.giveBack(room)
-	v := make([]byte, e.size)
-	if err := readAtFull(e.value, v, 0); err != nil {
-		return err
-	}
-	w.Write(b[:len(b)-1])
-	if utf8.Valid(v) {
-		w.WriteString(`,"value":"`)
-		for len(v) > 0 {
-			n := cutRune(v, 4<<10)
-			w.Write(appendEscaped(w.AvailableBuffer(), v[:n]))
-			v = v[n:]
-		}
-	} else {
-		w.WriteString(`,"value_base64":"`)
-		for len(v) > 0 {
-			n := min(len(v), 3<<10) // a multiple of 3: no padding inside
-			w.Write(base64.StdEncoding.AppendEncode(w.AvailableBuffer(), v[:n]))
-			v = v[n:]
-		}
-	}
-	_, err = w.WriteString("\"}\n")
-	return err
-}
-
-// cutRune returns the largest length up to n at which the UTF-8 v can be cut.
-func cutRune(v []byte, n int) int {
-	if len(v) <= n {
-		return len(v)
-	}
-	for !utf8.RuneStart(v[n]) {
-		n--
-	}
-	return n
 }

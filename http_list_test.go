@@ -155,7 +155,10 @@ func TestLedgerEntries(t *testing.T) {
 		t.Errorf("from the end: %v", e)
 	}
 	s.check([]apiRow{
-		{method: "GET", target: "/ledger/entries?follow=true", status: 400, code: "not_supported", in: "follow=true is not supported yet"},
+		{method: "GET", target: "/ledger/entries?follow=maybe", status: 400, code: "malformed"},
+		{method: "GET", target: "/ledger/entries?limit=0", status: 400, code: "malformed"},
+		{method: "GET", target: "/ledger/entries", headers: []string{"Accept: text/event-stream", "Last-Event-ID: x"}, status: 400, code: "malformed"},
+		{method: "GET", target: "/ledger/entries", headers: []string{"Accept: text/event-stream", "Last-Event-ID: 18446744073709551615"}, status: 400, code: "malformed"},
 		{method: "GET", target: "/ledger/entries?from=x", status: 400, code: "malformed"},
 		{method: "GET", target: "/ledger/entries?values=maybe", status: 400, code: "malformed"},
 		{method: "HEAD", target: "/ledger/entries", status: 200},

@@ -41,10 +41,12 @@ func (s *server) explain(c *call, err error) *apiError {
 		return &apiError{status: 404, code: "deleted", message: "key " + clip(c.raw) + " is deleted in this version; /history/ has the others"}
 	case errors.Is(err, fs.ErrNotExist):
 		return &apiError{status: 404, code: "not_found", message: "no segment " + clip(c.raw)}
+	case errors.Is(err, errBeyond):
+		return &apiError{status: 404, code: "not_found", message: "the ledger does not reach so far yet"}
 	case errors.Is(err, errCorrupt):
 		s.o.metrics.store.corrupt.add(1)
 		s.o.logger.Error("corrupt data read", "err", err)
-		return &apiError{status: 409, code: "corrupt", message: "the stored bytes are damaged on this node"}
+		return &apiError{status: 409, code: "corrupt", message: whatDiffers(err)}
 	case errors.Is(err, errNoLeader):
 		return &apiError{status: 503, code: "no_leader", message: "no leader is known; nothing was applied", retry: true}
 	case errors.Is(err, errOverloaded):

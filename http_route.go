@@ -26,6 +26,8 @@ const (
 	routeMetrics
 	routeCluster
 	routeLedger
+	routeVerify
+	routeFollow
 	routeOther
 )
 
@@ -52,9 +54,17 @@ func (s *server) table() map[string]route {
 		"cluster/metrics":    {routeCluster, m{"GET": s.clusterMetrics}, ""},
 		"cluster/transfer":   {routeCluster, m{"POST": s.transfer}, ""},
 		"cluster/seal":       {routeCluster, m{"POST": s.seal}, ""},
+		"cluster/rotate-key": {routeCluster, m{"POST": s.rotateKey}, ""},
 		"ledger/manifest":    {routeLedger, m{"GET": s.manifest}, ""},
 		"ledger/entries":     {routeLedger, m{"GET": s.entries}, ""},
 		"ledger/segments/":   {routeLedger, m{"GET": s.segment}, ""},
+		"ledger/checkpoint":  {routeLedger, m{"GET": s.checkpoint}, ""},
+		"ledger/key":         {routeLedger, m{"GET": s.ledgerKey}, ""},
+		"ledger/keys":        {routeLedger, m{"GET": s.ledgerKeys}, ""},
+		"ledger/proof":       {routeLedger, m{"GET": s.proof}, ""},
+		"ledger/consistency": {routeLedger, m{"GET": s.consistency}, ""},
+		"ledger/tile/":       {routeLedger, m{"GET": s.tile}, ""},
+		"verify/":            {routeVerify, m{"GET": s.verify}, ""},
 	}
 	for path, r := range t {
 		for method := range r.methods {

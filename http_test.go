@@ -122,7 +122,7 @@ func TestPut(t *testing.T) {
 		put("/a", "x", 400, "malformed", "Content-Type: "+strings.Repeat("t", 256)),
 		put("/a", "x", 400, "malformed", "Content-Type: \xff"),
 		put("/a", "x", 400, "malformed", "Content-Range: bytes 0-0/1"),
-		put("/a?receipt=true", "x", 400, "not_supported"),
+		put("/a?receipt=true&receipt=true", "x", 400, "malformed"),
 		put("/a?receipt=maybe", "x", 400, "malformed"),
 		put("/a?receipt=false&other=%20", "x", 200, ""),
 		put("/a?x=%zz", "x", 400, "malformed"),

@@ -45,6 +45,17 @@ type metrics struct {
 	store struct {
 		corrupt counter `help:"Reads that found damaged bytes."`
 	}
+	proof struct {
+		receipts counter   `help:"Receipts given with writes."`
+		missing  counter   `help:"Writes committed whose receipt could not be given."`
+		verified counter   `help:"Entries verified for clients."`
+		differs  counter   `help:"Verifications that found a difference."`
+		seconds  histogram `help:"Time from the commit of a write to its receipt."`
+	}
+	follow struct {
+		streams gauge   `help:"Open streams that follow the ledger."`
+		entries counter `help:"Entries sent on streams that follow the ledger."`
+	}
 	batch struct {
 		lines   counter `help:"Lines of ndjson batches."`
 		failed  counter `help:"Lines of ndjson batches that were not applied."`
@@ -54,7 +65,7 @@ type metrics struct {
 
 // Label values, in the order of the constants that index them.
 var (
-	routeLabels = [...]string{"entry", "history", "keys", "batch", "health", "metrics", "cluster", "ledger", "other"}
+	routeLabels = [...]string{"entry", "history", "keys", "batch", "health", "metrics", "cluster", "ledger", "verify", "follow", "other"}
 	classLabels = [...]string{"1xx", "2xx", "3xx", "4xx", "5xx"}
 	labelValues = map[string][]string{"route": routeLabels[:], "class": classLabels[:]}
 )

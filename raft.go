@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -27,6 +28,8 @@ import (
 //	raft_stream.go     what nodes ask each other all the time
 //	raft_read.go       linearizable reads
 //	raft_seal.go       when segments are sealed and confirmed
+//	raft_key.go        the ledger's key and this node's own
+//	raft_checkpoint.go signed tree heads; raft_cosign.go what other nodes say of them
 //	raft_snapshot.go   snapshots and the segments they name
 //	raft_peers.go      what the nodes know of each other
 //	raft_log.go        the Raft log on disk
@@ -45,6 +48,10 @@ type node struct {
 	streams   streamTable
 	bodies    budget
 	peers     peerTable
+	key       ed25519.PrivateKey // node.key
+	signer    headSigner
+	cosigner  headCosigner
+	collector headCollector
 	ctx       context.Context // ends when the node closes
 	cancel    context.CancelFunc
 	done      sync.WaitGroup
@@ -104,6 +111,7 @@ type nodeOptions struct {
 	storeFault  func(step string) error
 	logDisk     logDisk
 	logFileSize int64
+	treeFault   func(size uint64, root hash) hash // what this node takes for the root
 }
 
 // errRestart asks for the node to be closed and opened again in this process.
@@ -125,6 +133,7 @@ func openNode(o nodeOptions) (_ *node, err error) {
 	n := &node{o: o, sealNow: make(chan struct{}, 1), failures: make(chan error, 1)}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	n.packer.n, n.reads.n, n.fetches.n, n.streams.n = n, n, n, n
+	n.signer.n, n.cosigner.n, n.collector.n = n, n, n
 	n.bodies.free = max(bodyBudget, 2*o.maxValueSize)
 	n.changing.init()
 	defer func() {
@@ -140,6 +149,9 @@ func openNode(o nodeOptions) (_ *node, err error) {
 		return nil, err
 	}
 	n.self.Store(self)
+	if err := n.loadNodeKey(); err != nil {
+		return nil, err
+	}
 	if err := n.openDisk(); err != nil {
 		return nil, err
 	}
@@ -259,7 +271,7 @@ func (n *node) startRaft() error {
 	if err != nil {
 		return err
 	}
-	f.fetch, f.installed = n.fetches.fetch, n.snapshotInstalled
+	f.fetch, f.installed, f.rekeyed = n.fetches.fetch, n.snapshotInstalled, n.changing.fire
 	snaps := &snapshotStore{n: n}
 	conf := n.raftConfig(self)
 	if !self.Started {
@@ -282,6 +294,7 @@ func (n *node) startRaft() error {
 	n.done.Go(func() { n.observeLeader(r) })
 	n.done.Go(n.sealLoop)
 	n.done.Go(n.catchUp)
+	n.done.Go(n.checkSigned)
 	if servers := n.servers(); len(servers) == 1 && servers[0].ID == conf.LocalID {
 		n.done.Go(func() { n.transport.lead(conf.LocalID) }) // nobody else can be the leader
 	}
@@ -363,6 +376,7 @@ func (n *node) becomeReady(r *raft.Raft) {
 			n.o.logger.Info("leading", "term", term, "ledger_size", n.store.size())
 			n.changing.fire()
 			n.wakeSeal()
+			n.makeKey()
 			return
 		}
 	}
@@ -576,6 +590,11 @@ func (n *node) release() error {
 	if n.stable != nil {
 		errs = append(errs, n.stable.close())
 	}
+	for _, f := range []*signedFile{n.signer.file, n.cosigner.file} {
+		if f != nil {
+			errs = append(errs, f.close())
+		}
+	}
 	if n.lock != nil {
 		errs = append(errs, n.lock.Close())
 	}
@@ -617,5 +636,8 @@ func (n *node) internalRoutes() http.Handler {
 	m.HandleFunc("POST /seal", n.serveSeal)
 	m.HandleFunc("POST /transfer", n.serveTransfer)
 	m.HandleFunc("GET /segments/{id}", n.serveSegment)
+	m.HandleFunc("POST /rotate-key", n.serveRotate)
+	m.HandleFunc("POST /head", n.serveHead)
+	m.HandleFunc("POST /cosign", n.serveCosign)
 	return m
 }

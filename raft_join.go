@@ -3,6 +3,8 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -45,6 +47,7 @@ type hello struct {
 	Applied     uint64 `json:"applied"` // entries
 	Index       uint64 `json:"index"`   // Raft index applied
 	DiskFull    bool   `json:"disk_full,omitempty"`
+	NodeKey     string `json:"node_key"` // base64 of the public key this node cosigns with
 }
 
 // joinRequest asks for membership.
@@ -365,7 +368,7 @@ func (n *node) livesElsewhere(s raft.Server, addr string) bool {
 	if string(s.Address) == addr {
 		return false
 	}
-	n.greet(s) // a new leader may not have heard it yet
+	n.greet(n.ctx, s) // a new leader may not have heard it yet
 	p, ok := n.peers.get(s.ID)
 	return ok && p.state(n.o.now()) == stateAlive
 }
@@ -424,7 +427,7 @@ func (n *node) hello() hello {
 	h := hello{
 		ID: self.NodeID, Incarnation: self.Incarnation, Name: self.ClusterName, ClusterID: self.ClusterID,
 		Expect: n.o.expect, HTTP: n.o.httpURL, Raft: n.o.raftAddr, Region: n.o.region, Version: n.o.version,
-		Applied: n.store.size(), DiskFull: n.diskFull.Load(),
+		Applied: n.store.size(), DiskFull: n.diskFull.Load(), NodeKey: base64.StdEncoding.EncodeToString(n.key.Public().(ed25519.PublicKey)),
 	}
 	if self.Pledge != nil {
 		h.Pledge = self.Pledge.ClusterID

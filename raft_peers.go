@@ -96,7 +96,7 @@ func (t *peerTable) put(id raft.ServerID, p peer) {
 func (n *node) peerLoop() {
 	for n.ctx.Err() == nil {
 		others := n.others()
-		parallel(len(others), func(i int) { n.greet(others[i]) })
+		parallel(len(others), func(i int) { n.greet(n.ctx, others[i]) })
 		n.promote()
 		if n.raft.Load() != nil {
 			if err := n.markStarted(); err != nil {
@@ -108,8 +108,8 @@ func (n *node) peerLoop() {
 }
 
 // greet says hello to one server.
-func (n *node) greet(s raft.Server) {
-	ctx, cancel := context.WithTimeout(n.ctx, suspectAfter)
+func (n *node) greet(ctx context.Context, s raft.Server) {
+	ctx, cancel := context.WithTimeout(ctx, suspectAfter)
 	defer cancel()
 	var h hello
 	if err := n.call(ctx, http.MethodGet, string(s.Address), "/hello", nil, &h); err != nil {

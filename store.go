@@ -24,7 +24,8 @@ import (
 //
 //	segments/   sealed segment files (segment_file.go)
 //	index/      runs of the key index (store_index.go)
-//	ledger.db   bbolt: D and the lists of segments and runs (store_ledger.go)
+//	ledger.db   bbolt: D, the lists of segments and runs (store_ledger.go) and
+//	            the tree over all entries (store_tree.go)
 //
 // What is in memory only, the pending and the sealing segments, comes back by
 // replaying the Raft log from D.
@@ -44,7 +45,11 @@ type store struct {
 	pending *pendingSegment
 	sealing []*sealedSegment // closed, not yet on disk; oldest first
 	waiters []sizeWaiter
+	recent  recentTiles // tiles of the tree over all published entries
 
+	tree  tileTree // grows recent; owned by the apply goroutine
+	ahead treeAhead
+	tiles tileCache
 	files fileCache
 	lists sync.Mutex // serialises changes of the list of runs, in ledger.db and in index
 
@@ -110,7 +115,11 @@ func openStore(o storeOptions) (*store, error) {
 	s.drained = sync.NewCond(&s.mu)
 	s.durable.Store(state)
 	s.manifest.Store(state.manifest())
-	if err := s.recover(state); err != nil {
+	err = s.recover(state)
+	if err == nil {
+		err = s.openTree(state)
+	}
+	if err != nil {
 		ledger.close()
 		return nil, err
 	}

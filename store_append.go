@@ -80,9 +80,13 @@ func (s *store) publish() {
 	if s.pending.shown == len(s.pending.entries) {
 		return
 	}
+	for i := range s.pending.entries[s.pending.shown:] {
+		s.tree.append(s.pending.entries[s.pending.shown+i].leaf)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.pending.show()
+	s.recent.add(&s.tree)
 	s.wakeWaiters()
 }
 

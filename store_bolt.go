@@ -46,7 +46,30 @@ const (
 type boltPages struct {
 	src  io.ReaderAt
 	meta boltMeta
-	seen map[uint64]bool // pages that belong to something
+	seen []uint64 // a bit for each page that belongs to something
+}
+
+// boltPage is a page with its overflow, or the inline page of a bucket. Only
+// the first page is in memory: of the values behind it, which may be most of
+// the file, nothing is read but what leads further.
+type boltPage struct {
+	src  io.ReaderAt
+	at   int64  // in src
+	size uint64 // with overflow
+	head []byte
+}
+
+// bytes returns size bytes of the page from offset at on.
+func (p *boltPage) bytes(at, size uint64) ([]byte, error) {
+	if at+size <= uint64(len(p.head)) {
+		return p.head[at : at+size], nil
+	}
+	if at+size > p.size {
+		return nil, fmt.Errorf("%d bytes at %d of %d", size, at, p.size)
+	}
+	b := make([]byte, size)
+	_, err := p.src.ReadAt(b, p.at+int64(at))
+	return b, err
 }
 
 // boltMeta is what matters of a meta page.
@@ -73,7 +96,7 @@ func checkBolt(path string) error {
 	if err != nil || st.Size() == 0 {
 		return err
 	}
-	b := &boltPages{src: f, seen: make(map[uint64]bool)}
+	b := &boltPages{src: f}
 	err = b.readMeta(st.Size())
 	if err == nil {
 		err = b.checkPage(b.meta.root, &boltOrder{})
@@ -102,6 +125,7 @@ func (b *boltPages) readMeta(size int64) error {
 	if second.tx > first.tx {
 		b.meta = second
 	}
+	b.seen = make([]uint64, b.meta.pages/64+1)
 	return nil
 }
 
@@ -130,29 +154,33 @@ func parseBoltMeta(src io.ReaderAt, at, size int64) (boltMeta, error) {
 	return meta, nil
 }
 
-// page reads a page with its overflow; nothing else may use the same pages.
-func (b *boltPages) page(id uint64) ([]byte, error) {
-	var head [boltPageHeader]byte
+// use notes that page id belongs to something and tells whether it is the first.
+func (b *boltPages) use(id uint64) bool {
+	word, bit := &b.seen[id/64], uint64(1)<<(id%64)
+	first := *word&bit == 0
+	*word |= bit
+	return first
+}
+
+// page returns a page with its overflow; nothing else may use the same pages.
+func (b *boltPages) page(id uint64) (*boltPage, error) {
 	if id < 2 || id >= b.meta.pages {
 		return nil, fmt.Errorf("page %d is none of %d", id, b.meta.pages)
 	}
-	if _, err := b.src.ReadAt(head[:], int64(id*b.meta.pageSize)); err != nil {
+	p := &boltPage{src: b.src, at: int64(id * b.meta.pageSize), head: make([]byte, b.meta.pageSize)}
+	if _, err := b.src.ReadAt(p.head, p.at); err != nil {
 		return nil, fmt.Errorf("page %d: %w", id, err)
 	}
-	own, n := binary.NativeEndian.Uint64(head[:]), uint64(binary.NativeEndian.Uint32(head[12:]))+1
+	own, n := binary.NativeEndian.Uint64(p.head), uint64(binary.NativeEndian.Uint32(p.head[12:]))+1
 	if own != id || n > b.meta.pages-id {
 		return nil, fmt.Errorf("page %d says it is page %d to %d of %d", id, own, own+n-1, b.meta.pages)
 	}
 	for i := id; i < id+n; i++ {
-		if b.seen[i] {
+		if !b.use(i) {
 			return nil, fmt.Errorf("page %d has two uses", i)
 		}
-		b.seen[i] = true
 	}
-	p := make([]byte, n*b.meta.pageSize)
-	if _, err := b.src.ReadAt(p, int64(id*b.meta.pageSize)); err != nil {
-		return nil, fmt.Errorf("page %d: %w", id, err)
-	}
+	p.size = n * b.meta.pageSize
 	return p, nil
 }
 
@@ -183,47 +211,64 @@ func (b *boltPages) checkPage(id uint64, order *boltOrder) error {
 }
 
 // checkElements checks the elements of a branch or leaf page and what they lead to.
-func (b *boltPages) checkElements(p []byte, order *boltOrder) error {
-	if len(p) < boltPageHeader {
-		return fmt.Errorf("inline page has %d bytes", len(p))
+func (b *boltPages) checkElements(p *boltPage, order *boltOrder) error {
+	if p.size < boltPageHeader {
+		return fmt.Errorf("inline page has %d bytes", p.size)
 	}
-	flags, count := binary.NativeEndian.Uint16(p[8:]), int(binary.NativeEndian.Uint16(p[10:]))
-	if flags != boltLeaf && (flags != boltBranch || count == 0) || boltPageHeader+count*boltElement > len(p) {
+	flags, count := binary.NativeEndian.Uint16(p.head[8:]), uint64(binary.NativeEndian.Uint16(p.head[10:]))
+	if flags != boltLeaf && (flags != boltBranch || count == 0) || boltPageHeader+count*boltElement > p.size {
 		return fmt.Errorf("flags %d with %d elements", flags, count)
 	}
 	for i := range count {
-		if err := b.checkElement(p[boltPageHeader+i*boltElement:], flags == boltBranch, order); err != nil {
+		if err := b.checkElement(p, boltPageHeader+i*boltElement, flags == boltBranch, order); err != nil {
 			return fmt.Errorf("element %d: %w", i, err)
 		}
 	}
 	return nil
 }
 
-// checkElement checks the element that e starts with; e ends with the page.
-func (b *boltPages) checkElement(e []byte, branch bool, order *boltOrder) error {
+// checkElement checks the element at offset start of a page.
+func (b *boltPages) checkElement(p *boltPage, start uint64, branch bool, order *boltOrder) error {
 	u32, u64 := binary.NativeEndian.Uint32, binary.NativeEndian.Uint64
+	e, err := p.bytes(start, boltElement)
+	if err != nil {
+		return err
+	}
 	flags, at, size, value := uint32(0), uint64(u32(e)), uint64(u32(e[4:])), uint64(0)
 	if !branch {
 		flags, at, size, value = u32(e), uint64(u32(e[4:])), uint64(u32(e[8:])), uint64(u32(e[12:]))
 	}
-	if flags > 1 || at < boltElement || at+size+value > uint64(len(e)) {
+	if flags > 1 || at < boltElement || start+at+size+value > p.size {
 		return fmt.Errorf("flags %d, key and value of %d and %d bytes at %d", flags, size, value, at)
 	}
-	key, v := e[at:at+size], e[at+size:at+size+value]
-	if !order.next(key, branch) {
-		return errors.New("key is out of order")
+	key, err := p.bytes(start+at, size)
+	if err != nil {
+		return err
 	}
 	switch {
+	case !order.next(key, branch):
+		return errors.New("key is out of order")
 	case branch:
 		return b.checkPage(u64(e[8:]), order)
 	case flags == 0:
 		return nil
+	}
+	v, err := p.bytes(start+at+size, value)
+	if err != nil {
+		return err
+	}
+	return b.checkBucket(v)
+}
+
+// checkBucket checks the bucket whose value is v.
+func (b *boltPages) checkBucket(v []byte) error {
+	switch {
 	case len(v) < 16:
 		return fmt.Errorf("bucket of %d bytes", len(v))
-	case u64(v) == 0:
-		return b.checkElements(v[16:], &boltOrder{})
+	case binary.NativeEndian.Uint64(v) == 0:
+		return b.checkElements(&boltPage{size: uint64(len(v) - 16), head: v[16:]}, &boltOrder{})
 	default:
-		return b.checkPage(u64(v), &boltOrder{})
+		return b.checkPage(binary.NativeEndian.Uint64(v), &boltOrder{})
 	}
 }
 
@@ -233,19 +278,22 @@ func (b *boltPages) checkFreelist() error {
 	if err != nil {
 		return err
 	}
-	count, ids := uint64(binary.NativeEndian.Uint16(p[10:])), p[boltPageHeader:]
+	count, flags := uint64(binary.NativeEndian.Uint16(p.head[10:])), binary.NativeEndian.Uint16(p.head[8:])
+	ids, err := p.bytes(boltPageHeader, p.size-boltPageHeader)
+	if err != nil {
+		return err
+	}
 	if count == 0xffff {
 		count, ids = binary.NativeEndian.Uint64(ids), ids[8:]
 	}
-	if flags := binary.NativeEndian.Uint16(p[8:]); flags != boltFree || count > uint64(len(ids)/8) {
+	if flags != boltFree || count > uint64(len(ids)/8) {
 		return fmt.Errorf("free list in a page with flags %d has %d elements", flags, count)
 	}
 	for i := range count {
 		id := binary.NativeEndian.Uint64(ids[8*i:])
-		if id < 2 || id >= b.meta.pages || b.seen[id] {
+		if id < 2 || id >= b.meta.pages || !b.use(id) {
 			return fmt.Errorf("page %d is called free and is not", id)
 		}
-		b.seen[id] = true
 	}
 	return nil
 }

@@ -45,7 +45,7 @@ func (s *store) fetchSegment(info segmentInfo, body func(io.Writer) error) (fetc
 		}
 		return fetchedSegment{}, err
 	}
-	return fetchedSegment{info, run}, nil
+	return fetchedSegment{info, run}, s.growAhead(info)
 }
 
 // install moves D to at, whose entries beyond this node's D are in fetched. It
@@ -76,7 +76,11 @@ func (s *store) install(at checkpoint, fetched []fetchedSegment, window []chunk)
 	if end := state.manifest().end(); end != at.size {
 		return fmt.Errorf("%w: segments end at entry %d, the checkpoint at %d", errCorrupt, end, at.size)
 	}
-	err := s.step("install checkpoint", func() error {
+	tree, err := s.treeFor(state)
+	if err != nil {
+		return err
+	}
+	err = s.step("install checkpoint", func() error {
 		return s.ledger.update(func(t ledgerTx) error {
 			err := errors.Join(t.replaceRuns(nil, runs), t.putWindow(window, at.windowOldest), t.putCheckpoint(at))
 			for _, i := range segments[len(old.segments):] {
@@ -96,7 +100,9 @@ func (s *store) install(at checkpoint, fetched []fetchedSegment, window []chunk)
 	state.runs = s.index.runs()
 	s.durable.Store(state)
 	s.manifest.Store(state.manifest())
+	s.tree = tree.tree
 	s.mu.Lock()
+	s.recent = tree.recent
 	s.pending = newPendingSegment(at.size)
 	s.wakeWaiters()
 	s.mu.Unlock()

@@ -9,21 +9,28 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// ledger.db is a bbolt file with four buckets. bbolt does not checksum its data
+// ledger.db is a bbolt file with five buckets. bbolt does not checksum its data
 // pages, so every value ends in a CRC32C over the key and the value before it,
 // and store_bolt.go checks the pages when the file is opened.
 // Integers are big-endian.
 //
 //	meta      "format"      uint32: 1
 //	          "checkpoint"  the durable checkpoint D (see checkpoint.append)
+//	          "keys"        the keys that sign the ledger as of D (fsm_key.go);
+//	                        absent while there is none
+//	          "tree"        uint64: entries whose tiles are here (store_tree.go)
 //	segments  first (uint64)         segmentInfo (manifest.go)
 //	runs      name of the run        five uint64: level, first, last, keys, size;
 //	                                 then sum (see runInfo, store_run.go)
 //	window    chunk number (uint64)  a chunk of the idempotency window (fsm_window.go)
+//	tiles     level, block           hashes of the tree, each tile with a checksum
+//	                                 of its own in place of the value's (store_tree.go)
 //
 // All of it changes in one transaction per sealed segment, so D, the list of
-// segments, the list of runs and the window always belong together. Only a
-// merge of runs, which changes no answer, has a transaction of its own.
+// segments, the list of runs, the window and the tree always belong together.
+// Only a merge of runs, which changes no answer, and tiles that are repaired or
+// come before D have transactions of their own. Versions before the tree wrote
+// neither "tree" nor bucket tiles.
 
 const ledgerFormat = 1
 
@@ -34,6 +41,7 @@ var (
 	bucketWindow   = []byte("window")
 	keyFormat      = []byte("format")
 	keyCheckpoint  = []byte("checkpoint")
+	keyKeys        = []byte("keys")
 )
 
 // checkpoint is D: a position of the Raft log at which a segment was sealed,
@@ -49,11 +57,13 @@ type checkpoint struct {
 	confirmed     uint64 // confirmed segments
 	windowOldest  uint64 // oldest chunk of the idempotency window still in use
 	windowNext    uint64 // number of the next request the window will remember
+	keys          []byte // the ledger's keys as fsm_key.go encodes them; stored beside the rest
 }
 
 // append appends the encoding of c: nine uint64 in the order index, term,
 // configIndex, size, time, version, confirmed, windowOldest, windowNext, then a
-// uint32 length and the configuration.
+// uint32 length and the configuration. The keys are stored apart: an old
+// checkpoint has none.
 func (c *checkpoint) append(b []byte) []byte {
 	for _, v := range []uint64{c.index, c.term, c.configIndex, c.size, uint64(c.time), c.version, c.confirmed, c.windowOldest, c.windowNext} {
 		b = binary.BigEndian.AppendUint64(b, v)
@@ -196,6 +206,11 @@ func (d *durableState) read(tx *bbolt.Tx) error {
 	if err != nil {
 		return err
 	}
+	keys, err := getChecked(tx.Bucket(bucketMeta), keyKeys)
+	if err != nil {
+		return err
+	}
+	d.at.keys = keys
 	err = eachChecked(tx.Bucket(bucketSegments), func(_, v []byte) error {
 		info, _, err := parseSegmentInfo(v)
 		d.segments = append(d.segments, info)
@@ -265,7 +280,7 @@ type ledgerTx struct{ tx *bbolt.Tx }
 // update runs f in one durable transaction: all of it or nothing.
 func (l *ledgerFile) update(f func(ledgerTx) error) error {
 	return l.db.Update(func(tx *bbolt.Tx) error {
-		for _, b := range [][]byte{bucketMeta, bucketSegments, bucketRuns, bucketWindow} {
+		for _, b := range [][]byte{bucketMeta, bucketSegments, bucketRuns, bucketWindow, bucketTiles} {
 			if _, err := tx.CreateBucketIfNotExists(b); err != nil {
 				return err
 			}
@@ -280,9 +295,13 @@ func (t ledgerTx) put(bucket, key, value []byte) error {
 	return t.tx.Bucket(bucket).Put(key, sealed[len(key):])
 }
 
-// putCheckpoint moves D.
+// putCheckpoint moves D. Keys once made are never taken away.
 func (t ledgerTx) putCheckpoint(c checkpoint) error {
-	return t.put(bucketMeta, keyCheckpoint, c.append(nil))
+	err := t.put(bucketMeta, keyCheckpoint, c.append(nil))
+	if err == nil && len(c.keys) > 0 {
+		err = t.put(bucketMeta, keyKeys, c.keys)
+	}
+	return err
 }
 
 // putSegment adds or replaces one segment of the manifest.
@@ -320,6 +339,94 @@ func (t ledgerTx) putWindow(chunks []chunk, oldest uint64) error {
 		}
 	}
 	return nil
+}
+
+// putTiles stores the tiles of the entries from from to to, which are in r with
+// the whole blocks they are in, and says that they are there.
+func (t ledgerTx) putTiles(r *recentTiles, from, to uint64) error {
+	for level := range r.levels {
+		shift := tileHeight * level
+		if from>>shift == to>>shift {
+			return t.putTreeSize(to) // nothing new here nor above
+		}
+		for first := firstOfBlock(from >> shift); first*tileWidth < to>>shift; first += blockTiles {
+			if err := t.putBlock(r, level, first, to>>shift); err != nil {
+				return err
+			}
+		}
+	}
+	return t.putTreeSize(to)
+}
+
+// putBlock stores the block of a level that begins with tile first, of which
+// count hashes exist, unless it has more already.
+func (t ledgerTx) putBlock(r *recentTiles, level int, first, count uint64) error {
+	var value []byte
+	for index := first; index < first+blockTiles && index*tileWidth < count; index++ {
+		value = appendTile(value, level, index, r.tile(level, index), int(min(count-index*tileWidth, tileWidth)))
+	}
+	key, _ := tileKey(level, first)
+	b := t.tx.Bucket(bucketTiles)
+	if len(b.Get(key)) >= len(value) {
+		return nil
+	}
+	return b.Put(key, value)
+}
+
+// replaceTile stores a full tile within its block.
+func (t ledgerTx) replaceTile(id tileID, tile *tile) error {
+	key, at := tileKey(id.level, id.index)
+	b := t.tx.Bucket(bucketTiles)
+	value := slices.Clone(b.Get(key))
+	if missing := at + tileValueSize - len(value); missing > 0 {
+		value = append(value, make([]byte, missing)...) // its checksums are wrong until it is rebuilt, too
+	}
+	appendTile(value[:at], id.level, id.index, tile, tileWidth)
+	return b.Put(key, value)
+}
+
+// putTreeSize says that the tiles of the first size entries are there.
+func (t ledgerTx) putTreeSize(size uint64) error {
+	if have, err := treeSize(t.tx); err != nil || have >= size {
+		return err
+	}
+	return t.put(bucketMeta, keyTree, binary.BigEndian.AppendUint64(nil, size))
+}
+
+// treeSize returns of how many entries the tiles are there.
+func (l *ledgerFile) treeSize() (size uint64, err error) {
+	err = l.db.View(func(tx *bbolt.Tx) error {
+		size, err = treeSize(tx)
+		return err
+	})
+	return size, err
+}
+
+// treeSize returns of how many entries the tiles are there, none in the file of
+// a version before the tree.
+func treeSize(tx *bbolt.Tx) (uint64, error) {
+	b, err := getChecked(tx.Bucket(bucketMeta), keyTree)
+	if err != nil || b == nil {
+		return 0, err
+	}
+	if len(b) != 8 {
+		return 0, fmt.Errorf("%w: %q has %d bytes", errCorrupt, keyTree, len(b))
+	}
+	return binary.BigEndian.Uint64(b), nil
+}
+
+// tile reads a tile; a missing or damaged one gives an error that wraps errCorrupt.
+func (l *ledgerFile) tile(id tileID) (t *tile, err error) {
+	err = l.db.View(func(tx *bbolt.Tx) error {
+		b := tx.Bucket(bucketTiles)
+		if b == nil {
+			return fmt.Errorf("%w: bucket %q is missing", errCorrupt, bucketTiles)
+		}
+		key, _ := tileKey(id.level, id.index)
+		t, err = parseTile(b.Get(key), id)
+		return err
+	})
+	return t, err
 }
 
 // getChecked returns a value without its checksum; nil if the key is absent.

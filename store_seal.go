@@ -96,9 +96,10 @@ func (s *store) persist(g *sealedSegment) error {
 	// replays the Raft log over it; after, at the new one.
 	s.lists.Lock()
 	defer s.lists.Unlock()
+	tiles := s.recentTiles()
 	err = s.step("move checkpoint", func() error {
 		return s.ledger.update(func(t ledgerTx) error {
-			return errors.Join(t.putSegment(info), t.replaceRuns(nil, []runInfo{run}),
+			return errors.Join(t.putSegment(info), t.replaceRuns(nil, []runInfo{run}), t.putTiles(tiles, info.first, info.end()),
 				t.putWindow(g.window, g.at.windowOldest), t.putCheckpoint(g.at))
 		})
 	})
@@ -134,6 +135,7 @@ func (s *store) release(g *sealedSegment, info segmentInfo) error {
 	}
 	s.manifest.Store(m)
 	s.sealing = slices.Clone(s.sealing[1:])
+	s.recent.drop(info.end())
 	s.drained.Broadcast()
 	return nil
 }
