@@ -586,10 +586,9 @@ for _byte in range(256):
 # polynomial, and so, squared, with every exponent times 2^k. The first n bits of a message, read as one integer, can
 # therefore be moved 290, 290-136, ... times 2^k bits further on by shifts and xors: ~250 MB/s.
 FOLD_CHUNK = 1 << 16  # bytes at once
-FOLDS = []  # (bits from which it applies, n, mask of n bits, the five shifts after n bits were dropped)
-for _k in range(11, -1, -1):
-    FOLDS.append((442 << _k, 152 << _k, (1 << (152 << _k)) - 1,
-                  [(290 - b - 152) << _k for b in (136, 113, 107, 32, 0)]))
+FOLDS = []  # by k: n, mask of n bits, the five shifts after n bits were dropped
+for _k in range(11):
+    FOLDS.append((152 << _k, (1 << (152 << _k)) - 1, [(290 - b - 152) << _k for b in (136, 113, 107, 32, 0)]))
 
 
 def crc32c(data):
@@ -597,7 +596,7 @@ def crc32c(data):
     crc = 0xFFFFFFFF
     for at in range(0, len(data), FOLD_CHUNK):
         piece = data[at:at + FOLD_CHUNK]
-        if len(piece) > 128:
+        if len(piece) > 55:
             piece, crc = fold(int.from_bytes(piece, "little") ^ crc, 8 * len(piece)), 0
         for byte in piece:
             crc = CRC_TABLE[(crc ^ byte) & 0xFF] ^ crc >> 8
@@ -606,8 +605,9 @@ def crc32c(data):
 
 def fold(message, bits):
     """Bytes, fewer than 56, whose CRC from 0 is that of the message's bits."""
-    for least, n, mask, (a, b, c, d, e) in FOLDS:
-        while bits >= least:
+    for k in range((bits // 442).bit_length() - 1, -1, -1):
+        n, mask, (a, b, c, d, e) = FOLDS[k]
+        while bits >= 442 << k:
             low = message & mask
             message = message >> n ^ low << a ^ low << b ^ low << c ^ low << d ^ low << e
             bits -= n
