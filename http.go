@@ -31,6 +31,8 @@ type serverNode interface {
 	// goroutine, when the fate of r is known; not at all if an error is returned.
 	submitAsync(r *request, done func(result, error)) error
 	confirmRead(ctx context.Context) error
+	// waitCommitted returns when this node's store holds size entries, which are committed.
+	waitCommitted(ctx context.Context, size uint64) error
 	reserve(ctx context.Context, size int64) (release func(), err error)
 	status() nodeStatus
 	lastContact() int64

@@ -185,6 +185,8 @@ func (f *fakeLedger) confirmRead(ctx context.Context) error {
 	return f.fail
 }
 
+func (f *fakeLedger) waitCommitted(ctx context.Context, size uint64) error { return f.waitSize(ctx, size) }
+
 func (f *fakeLedger) reserve(ctx context.Context, size int64) (func(), error) {
 	stop := context.AfterFunc(ctx, func() {
 		f.applied.L.Lock()

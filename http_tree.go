@@ -35,17 +35,29 @@ func textReply(c *call, text string) reply {
 
 // ledgerKey answers with the verifier key of the ledger.
 func (s *server) ledgerKey(c *call) (reply, error) {
-	current, _, err := s.node.ledgerVKeys()
+	current, _, err := s.vkeys()
 	if err != nil {
 		return reply{}, err
 	}
 	return textReply(c, current+"\n"), nil
 }
 
+// vkeys returns the ledger's keys. A cluster that has just formed makes the
+// first one now; nothing is signed before.
+func (s *server) vkeys() (current string, former []string, err error) {
+	if current, former, err = s.node.ledgerVKeys(); err == nil {
+		return current, former, nil
+	}
+	if _, err := s.node.signedHead(s.reads.context(), 0, false); err != nil {
+		return "", nil, s.unproven(err)
+	}
+	return s.node.ledgerVKeys()
+}
+
 // ledgerKeys answers with every key a verifier may need: the ledger's, the
 // notes that handed it over, and those the nodes cosign with.
 func (s *server) ledgerKeys(c *call) (reply, error) {
-	current, former, err := s.node.ledgerVKeys()
+	current, former, err := s.vkeys()
 	if err != nil {
 		return reply{}, err
 	}

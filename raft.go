@@ -52,7 +52,8 @@ type node struct {
 	signer    headSigner
 	cosigner  headCosigner
 	collector headCollector
-	ctx       context.Context // ends when the node closes
+	commits   sharedRounds[struct{}] // of hearCommit
+	ctx       context.Context        // ends when the node closes
 	cancel    context.CancelFunc
 	done      sync.WaitGroup
 

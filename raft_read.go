@@ -107,7 +107,7 @@ func (n *node) tryReadRound(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return n.store.waitSize(ctx, size)
+	return n.waitCommitted(ctx, size)
 }
 
 // isReady tells whether this leader has applied everything before its term.

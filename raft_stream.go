@@ -22,17 +22,20 @@ import (
 //	offset  size  field
 //	     0     4  length of the payload, at most 16 MiB
 //	     4     4  number of the question, which its answer repeats
-//	     8     1  question: 1 pack, 2 confirm, 3 term; answer: its status
+//	     8     1  question: 1 pack, 2 confirm, 3 term, 4 commit; answer: its status
 //	     9     .  payload
 //
 // Payloads: a pack is a sequence of requests, its answer one of results
-// (fsm_command.go). confirm and term are asked with nothing and answered with
-// a uint64: the leader's confirmed ledger size, the node's Raft term.
+// (fsm_command.go). confirm, term and commit are asked with nothing. confirm and
+// term are answered with a uint64: the leader's confirmed ledger size, the node's
+// Raft term; commit with two: the leader's term and the Raft index up to which
+// everything is committed (raft_commit.go).
 
 const (
 	askPack    = 1
 	askConfirm = 2
 	askTerm    = 3
+	askCommit  = 4
 
 	answerOK         = 0
 	answerNotApplied = 1 // certainly not applied; the payload says why
@@ -206,25 +209,35 @@ func (t *streamTable) to(ctx context.Context, addr string, packs bool) (*peerStr
 
 // askNumber asks the node at addr for a number and waits for it.
 func (n *node) askNumber(ctx context.Context, addr string, kind byte) (uint64, error) {
-	s, err := n.streams.to(ctx, addr, false)
+	b, err := n.ask(ctx, addr, kind, 8)
 	if err != nil {
 		return 0, err
 	}
+	return binary.BigEndian.Uint64(b), nil
+}
+
+// ask asks the node at addr a question without payload and waits for its
+// answer of size bytes.
+func (n *node) ask(ctx context.Context, addr string, kind byte, size int) ([]byte, error) {
+	s, err := n.streams.to(ctx, addr, false)
+	if err != nil {
+		return nil, err
+	}
 	ch, err := s.ask(kind, nil)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	select {
 	case a := <-ch:
 		if a.err != nil {
-			return 0, a.err
+			return nil, a.err
 		}
-		if a.kind != answerOK || len(a.payload) != 8 {
-			return 0, fmt.Errorf("%s: %s", addr, a.payload)
+		if a.kind != answerOK || len(a.payload) != size {
+			return nil, fmt.Errorf("%s: %s", addr, a.payload)
 		}
-		return binary.BigEndian.Uint64(a.payload), nil
+		return a.payload, nil
 	case <-ctx.Done():
-		return 0, ctx.Err()
+		return nil, ctx.Err()
 	}
 }
 
@@ -259,6 +272,8 @@ func (n *node) serveStream(conn net.Conn) {
 			go n.serveConfirm(out, f)
 		case askTerm:
 			n.serveTerm(out, f)
+		case askCommit:
+			n.serveCommit(out, f)
 		default:
 			out.write(streamFrame{f.number, answerNotApplied, []byte("unknown question")})
 		}

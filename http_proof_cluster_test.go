@@ -1,0 +1,124 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// serveCluster puts a server in front of each node of c.
+func serveCluster(t *testing.T, c *testCluster) []*testServer {
+	t.Helper()
+	var servers []*testServer
+	for i := range c.nodes {
+		s := newServer(c.nodes[i].node, serverOptions{maxValueSize: 1 << 20, readTimeout: 5 * time.Second, writeTimeout: 10 * time.Second, allowDelete: true,
+			consistency: "linearizable", version: "test", metrics: newMetrics(), logger: testLogger(t)})
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		go s.serve(ln)
+		t.Cleanup(func() { s.http.Close() })
+		servers = append(servers, &testServer{server: s, t: t, addr: ln.Addr().String()})
+	}
+	return servers
+}
+
+// TestProofsOfCluster: what any node answers convinces a client that knows the
+// ledger's key alone, at any time: right after the write, after a seal, after a
+// new key.
+func TestProofsOfCluster(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 3)
+	servers := serveCluster(t, c)
+	key := servers[0].key()
+	var wg sync.WaitGroup
+	for i, s := range servers {
+		wg.Go(func() {
+			for k := range 20 {
+				value := fmt.Sprint("value ", k)
+				checkProven(t, s.do("PUT", fmt.Sprintf("/n%d/%d?receipt=true", i, k%5), value).body, key, value)
+			}
+		})
+	}
+	wg.Wait()
+	line := servers[1].do("POST", "/batch?receipt=true", `{"op":"put","key":"line","value":"1"}`, "Content-Type: application/x-ndjson")
+	checkProven(t, line.body, key, "1")
+	checkProven(t, servers[2].do("DELETE", "/line?receipt=true", "").body, key, "")
+	check := func(key string) {
+		for i, s := range servers {
+			if s.key() != key {
+				t.Errorf("node %d has key %s, want %s", i+1, s.key(), key)
+			}
+			for from := range servers {
+				p := checkProven(t, s.do("GET", fmt.Sprintf("/verify/n%d/4", from), "").body, key, "value 19")
+				if n := strings.Count(p.Checkpoint, "— "); n != 4 {
+					t.Errorf("%d signatures, want those of the ledger and 3 nodes: %s", n, p.Checkpoint)
+				}
+			}
+			checkWholeTree(t, s, key)
+		}
+	}
+	check(key)
+	c.sealAll()
+	for i := range servers {
+		eventually(t, "the segment is confirmed", func() bool { return len(c.nodes[i].store.currentManifest().segments) > 0 })
+	}
+	if p := checkProven(t, servers[0].do("GET", "/verify/line?version=1", "").body, key, "1"); p.Segment == nil {
+		t.Error("a sealed entry has no segment")
+	}
+	check(key)
+	a := servers[1].do("POST", "/cluster/rotate-key", "")
+	if second := servers[1].key(); second == key || a.body != `{"key":"`+second+"\"}\n" {
+		t.Fatalf("%d %s", a.status, a.body)
+	}
+	key = servers[1].key()
+	for i := range servers {
+		eventually(t, "the new key is everywhere", func() bool { return servers[i].key() == key })
+	}
+	check(key)
+}
+
+// checkWholeTree rebuilds the ledger of s from its bundles and compares it with
+// its tiles, its checkpoint and its stream.
+func checkWholeTree(t *testing.T, s *testServer, vkey string) {
+	t.Helper()
+	key, err := parseVerifier(vkey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := parseNote(s.do("GET", "/ledger/checkpoint", "").body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	head, err := openTreeHead(n, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var leaves []hash
+	for size := head.size; uint64(len(leaves)) < size; {
+		id := tileID{entryTile, uint64(len(leaves) / tileWidth), int(min(tileWidth, size-uint64(len(leaves))))}
+		bundle, hashes := s.do("GET", "/ledger/tile/"+id.path(), ""), ""
+		for b := bundle.body; b != ""; {
+			n := int(b[0])<<8 | int(b[1])
+			leaf := leafHash([]byte(b[2 : 2+n]))
+			leaves, hashes, b = append(leaves, leaf), hashes+string(leaf[:]), b[2+n:]
+		}
+		id.level = 0
+		if tile := s.do("GET", "/ledger/tile/"+id.path(), ""); tile.status != 200 || tile.body != hashes {
+			t.Fatalf("tile %s and its bundle differ: %d", id.path(), tile.status)
+		}
+	}
+	if rootOf(leaves) != head.root {
+		t.Errorf("the bundles give root %s, the checkpoint says %s", rootOf(leaves), head.root)
+	}
+	l := s.follow(fmt.Sprintf("&limit=%d", len(leaves)))
+	for _, leaf := range leaves {
+		if e := l.entry(l.line()); e.LeafHash != leaf.String() {
+			t.Errorf("entry %d has leaf hash %s, the tree %s", e.Seq, e.LeafHash, leaf)
+		}
+	}
+}
