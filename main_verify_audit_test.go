@@ -195,7 +195,7 @@ func TestChainsCollide(t *testing.T) {
 				h.version, h.prev = head.version+1, head.seq
 			}
 			entries = append(entries, h)
-			return c.add(h.seq, link{c.tag(h.key), h.version, h.prev})
+			return c.add(&link{c.tag(h.key), h.seq, h.version, h.prev})
 		}
 		for range 500 {
 			k := byte(r.IntN(20))
