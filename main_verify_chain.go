@@ -23,7 +23,7 @@ import (
 type chainHead struct{ seq, version uint64 }
 
 // chainParts is in how many parts the keys are checked side by side.
-const chainParts = 4
+const chainParts = 64
 
 // chains are the newest entries of all keys so far.
 type chains struct {
@@ -168,7 +168,7 @@ type headSlot struct {
 }
 
 // newHeadTable returns an empty table.
-func newHeadTable() headTable { return headTable{slots: make([]headSlot, 1<<10), shift: 64 - 10} }
+func newHeadTable() headTable { return headTable{slots: make([]headSlot, 1<<8), shift: 64 - 8} }
 
 // find returns the slot of tag, the free one where it goes if it has none.
 func (t *headTable) find(tag uint64) (slot *headSlot, seen bool) {
