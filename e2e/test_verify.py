@@ -53,6 +53,43 @@ class Verify(Scenario):
         self.run_cli("verify", "absent", url=cluster.nodes[2].url, status=1, says="not_found")
         self.assertEqual(os.listdir(os.path.join(self.pins, "evidence")), [])
 
+    def test_every_kind_of_entry_through_all_that_happens(self):
+        """A tombstone, a key that is no text, no value and the largest: on each node, whoever leads, with any key."""
+        cluster = self.cluster(3)
+        leader = cluster.leader()
+        strange, largest = b"\xff\xfe %/\x01", os.urandom(MAX_VALUE)
+        self.expect(leader.put("/gone", b"for now"), 201)
+        self.expect(leader.delete("/gone"), 200)
+        self.expect(leader.put(raw_path(strange), b"of a strange key"), 201)
+        self.expect(leader.put("/empty", b""), 201)
+        self.expect(leader.put("/largest", largest), 201)
+        wanted = {b"gone": 'key "gone", version 2, delete', strange: "SHA-256 " + sha256(b"of a strange key"),
+                  b"empty": "value      0 bytes, SHA-256 " + sha256(b""), b"largest": f"{MAX_VALUE} bytes, SHA-256 {sha256(largest)}"}
+
+        def verify_all():
+            for node in cluster.running():
+                for key, says in wanted.items():
+                    self.run_cli("verify", key, url=node.url, says=says)
+                self.run_cli("verify", "gone", "--version", "1", url=node.url, says="SHA-256 " + sha256(b"for now"))
+
+        verify_all()
+        self.assertIn(r"\xff\xfe", self.run_cli("verify", strange, url=leader.url))
+        self.expect(leader.post("/cluster/seal"), 200)
+        leader.kill()
+        self.expect(cluster.leader().put("/since", b"another leads"), 201)
+        verify_all()
+        leader.start().wait_ready()
+        cluster.stop()
+        for node in cluster.nodes:
+            node.start()
+        cluster.wait_ready()
+        verify_all()
+        self.expect(cluster.leader().post("/cluster/rotate-key"), 200)
+        self.expect(cluster.leader().put("/gone", b"back"), 200)
+        wanted[b"gone"] = 'key "gone", version 3, put'
+        verify_all()
+        self.assertEqual(os.listdir(os.path.join(self.pins, "evidence")), [])
+
     def test_receipt_offline_with_a_quorum_of_nodes(self):
         cluster = self.cluster(3)
         leader = cluster.leader()
