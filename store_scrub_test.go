@@ -189,6 +189,7 @@ func TestScrubAlone(t *testing.T) {
 // The scrub finds tiles and other values of ledger.db that are not what was
 // written, and writes the tiles again.
 func TestScrubLedger(t *testing.T) {
+	t.Parallel()
 	h := newHarness(t)
 	for range 3 {
 		for i := range 200 {
