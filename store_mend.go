@@ -184,9 +184,14 @@ func (s *store) checkSum(info segmentInfo, read func(n int) error) error {
 		return err
 	}
 	defer f.Close()
+	return checkSumOf(f, info, read)
+}
+
+// checkSumOf is checkSum of an open file.
+func checkSumOf(f io.ReaderAt, info segmentInfo, read func(n int) error) error {
 	sum, n := sha256.New(), uint64(0)
 	for buf := make([]byte, 64<<10); ; {
-		k, err := f.Read(buf)
+		k, err := f.ReadAt(buf, int64(n))
 		sum.Write(buf[:k])
 		n += uint64(k)
 		if err == io.EOF {
