@@ -117,10 +117,14 @@ func TestCosignWithoutLeader(t *testing.T) {
 	left := (lead + 1) % 3
 	eventually(t, "a node lags", func() bool { return c.nodes[left].store.size() == 1 })
 	c.waitCosigners(left, 1, 3)
+	lead = c.leader()
+	left = (lead + 1) % 3
+	c.put(lead, "a", "2") // nobody has cosigned a tree with it
+	eventually(t, "a node lags", func() bool { return c.nodes[left].store.size() == 2 })
 	c.kill(lead)
 	c.kill((lead + 2) % 3)
 	eventually(t, "the node knows no leader", func() bool { addr, _ := c.nodes[left].leaderServer(); return addr == "" })
-	h := c.signed(left, 1, true)
+	h := c.signed(left, 2, true)
 	if got := c.cosigners(left, h); got != 1 {
 		t.Errorf("%d cosignatures of a node alone", got)
 	}
