@@ -123,37 +123,57 @@ func (s *store) headerAt(seq uint64) (entry, error) { return s.entryFrom(seq, ni
 // entryFrom returns the entry with the given seq from memory or from its
 // segment file, where its record is at pl if that is known.
 func (s *store) entryFrom(seq uint64, pl *place, value bool) (entry, error) {
+	if e, ok := s.entryInMemory(seq); ok {
+		return e.entry(), nil
+	}
+	return fromSegment(s, seq, func(f *segmentFile) (entry, error) { return f.entry(seq, pl, value) })
+}
+
+// headersFrom returns the canonical headers of entries seq to end-1, or of the
+// first of them if they are not in one place.
+func (s *store) headersFrom(seq, end uint64) ([][]byte, error) {
+	if e, ok := s.entryInMemory(seq); ok {
+		return [][]byte{e.raw}, nil
+	}
+	return fromSegment(s, seq, func(f *segmentFile) ([][]byte, error) { return f.headers(seq, min(end, f.first+f.count)) })
+}
+
+// entryInMemory returns the entry with the given seq if it is in memory.
+func (s *store) entryInMemory(seq uint64) (pendingEntry, bool) {
 	s.mu.RLock()
+	defer s.mu.RUnlock()
 	for _, p := range s.inMemory() {
 		if seq >= p.first && seq < p.end() {
-			e := p.entries[seq-p.first]
-			s.mu.RUnlock()
-			return e.entry(), nil
+			return p.entries[seq-p.first], true
 		}
 	}
-	s.mu.RUnlock()
+	return pendingEntry{}, false
+}
+
+// fromSegment reads from the file of the segment that entry seq is in, which is
+// mended if it turns out to be damaged.
+func fromSegment[T any](s *store, seq uint64, read func(*segmentFile) (T, error)) (T, error) {
+	var none T
 	m := s.manifest.Load()
 	k := m.find(seq)
 	if k < 0 {
-		return entry{}, errNotFound
+		return none, errNotFound
 	}
-	e, err := s.entryIn(m.segments[k], seq, pl, value)
+	try := func() (T, error) {
+		f, err := s.segment(m.segments[k])
+		if err != nil {
+			return none, err
+		}
+		return read(f)
+	}
+	v, err := try()
 	if !damagedFile(err) {
-		return e, err
+		return v, err
 	}
 	if merr := s.mend(m.segments[k]); merr != nil {
-		return entry{}, fmt.Errorf("entry %d: %w: %v; %v", seq, errCorrupt, err, merr) // a missing file is no missing entry
+		return none, fmt.Errorf("entry %d: %w: %v; %v", seq, errCorrupt, err, merr) // a missing file is no missing entry
 	}
-	return s.entryIn(m.segments[k], seq, pl, value)
-}
-
-// entryIn reads an entry from the file of its segment.
-func (s *store) entryIn(info segmentInfo, seq uint64, pl *place, value bool) (entry, error) {
-	file, err := s.segment(info)
-	if err != nil {
-		return entry{}, err
-	}
-	return file.entry(seq, pl, value)
+	return try()
 }
 
 // entry returns e as readers get it.
