@@ -10,6 +10,7 @@ import (
 	"slices"
 	"sort"
 	"strings"
+	"time"
 )
 
 var (
@@ -418,33 +419,61 @@ func (s *store) waitSize(ctx context.Context, n uint64) error {
 
 // segmentByID returns the open file of a confirmed segment.
 func (s *store) segmentByID(id string) (*segmentFile, segmentInfo, error) {
-	for _, info := range s.manifest.Load().shown() {
-		if info.id() == id {
-			f, err := s.segment(info)
-			return f, info, err
-		}
-	}
-	return nil, segmentInfo{}, fmt.Errorf("segment %q: %w", id, errNotFound)
-}
-
-// sealedFile opens the file of a confirmed segment for the caller to close. One
-// that is missing or cannot be a segment is mended first.
-func (s *store) sealedFile(id string) (*os.File, segmentInfo, error) {
-	_, info, err := s.segmentByID(id)
-	if errors.Is(err, errNotFound) {
-		return nil, info, err
-	}
-	if damagedFile(err) {
-		if merr := s.mend(info); merr != nil {
-			return nil, info, fmt.Errorf("segment %s: %w: %v; %v", id, errCorrupt, err, merr)
-		}
-		err = nil
-	}
+	info, err := s.shownSegment(id)
 	if err != nil {
 		return nil, info, err
 	}
-	f, err := os.Open(s.segmentPath(info))
+	f, err := s.segment(info)
 	return f, info, err
+}
+
+// shownSegment returns the confirmed segment with the given id.
+func (s *store) shownSegment(id string) (segmentInfo, error) {
+	for _, info := range s.manifest.Load().shown() {
+		if info.id() == id {
+			return info, nil
+		}
+	}
+	return segmentInfo{}, fmt.Errorf("segment %q: %w", id, errNotFound)
+}
+
+// sealedFile opens the file of a confirmed segment for the caller to close. All
+// of it is what was written; if it is not, it is mended first.
+func (s *store) sealedFile(id string) (*os.File, segmentInfo, error) {
+	info, err := s.shownSegment(id)
+	if err != nil {
+		return nil, info, err
+	}
+	f, err := s.openSound(info)
+	if !damagedFile(err) {
+		return f, info, err
+	}
+	if merr := s.mend(info); merr != nil {
+		return nil, info, fmt.Errorf("segment %s: %w: %v; %v", id, errCorrupt, err, merr)
+	}
+	f, err = s.openSound(info)
+	return f, info, err
+}
+
+// openSound opens the file of a segment and reads all of it, unless that was
+// done a moment ago: who fetches a file in parts does not have it read anew for each.
+func (s *store) openSound(info segmentInfo) (*os.File, error) {
+	f, err := os.Open(s.segmentPath(info))
+	if err != nil {
+		return nil, err
+	}
+	st, err := f.Stat()
+	if err == nil && !s.scrub.wasSound(info, st) {
+		begin := time.Now()
+		if err = checkSumOf(f, info, func(int) error { return s.running() }); err == nil {
+			s.scrub.noteSound(info, st, begin)
+		}
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
 }
 
 // currentManifest returns the manifest as clients see it: confirmed segments only.
