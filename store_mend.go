@@ -179,11 +179,32 @@ func (s *store) running() error {
 // checkSum reads the whole file of a segment and compares its SHA-256. read is
 // told of all bytes, and may end it.
 func (s *store) checkSum(info segmentInfo, read func(n int) error) error {
-	f, err := os.Open(s.segmentPath(info))
+	f, err := s.openSound(info, read)
 	if err != nil {
 		return err
 	}
-	defer f.Close()
+	return f.Close()
+}
+
+// openSound is checkSum that gives the file, at its start, for the caller to close.
+func (s *store) openSound(info segmentInfo, read func(n int) error) (*os.File, error) {
+	f, err := os.Open(s.segmentPath(info))
+	if err != nil {
+		return nil, err
+	}
+	err = compareSum(f, info, read)
+	if err == nil {
+		_, err = f.Seek(0, io.SeekStart)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// compareSum reads f to its end and compares it with what the manifest says.
+func compareSum(f io.Reader, info segmentInfo, read func(n int) error) error {
 	sum, n := sha256.New(), uint64(0)
 	for buf := make([]byte, 64<<10); ; {
 		k, err := f.Read(buf)

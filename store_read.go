@@ -398,32 +398,40 @@ func (s *store) waitSize(ctx context.Context, n uint64) error {
 
 // segmentByID returns the open file of a confirmed segment.
 func (s *store) segmentByID(id string) (*segmentFile, segmentInfo, error) {
-	for _, info := range s.manifest.Load().shown() {
-		if info.id() == id {
-			f, err := s.segment(info)
-			return f, info, err
-		}
-	}
-	return nil, segmentInfo{}, fmt.Errorf("segment %q: %w", id, errNotFound)
-}
-
-// sealedFile opens the file of a confirmed segment for the caller to close. One
-// that is missing or cannot be a segment is mended first.
-func (s *store) sealedFile(id string) (*os.File, segmentInfo, error) {
-	_, info, err := s.segmentByID(id)
-	if errors.Is(err, errNotFound) {
-		return nil, info, err
-	}
-	if damagedFile(err) {
-		if merr := s.mend(info); merr != nil {
-			return nil, info, fmt.Errorf("segment %s: %w: %v; %v", id, errCorrupt, err, merr)
-		}
-		err = nil
-	}
+	info, err := s.segmentInfo(id)
 	if err != nil {
 		return nil, info, err
 	}
-	f, err := os.Open(s.segmentPath(info))
+	f, err := s.segment(info)
+	return f, info, err
+}
+
+// segmentInfo returns what the manifest says of a confirmed segment.
+func (s *store) segmentInfo(id string) (segmentInfo, error) {
+	for _, info := range s.manifest.Load().shown() {
+		if info.id() == id {
+			return info, nil
+		}
+	}
+	return segmentInfo{}, fmt.Errorf("segment %q: %w", id, errNotFound)
+}
+
+// sealedFile opens the file of a confirmed segment for the caller to close. It
+// was read to its end first and is what the manifest says; one that is not is
+// mended.
+func (s *store) sealedFile(id string) (*os.File, segmentInfo, error) {
+	info, err := s.segmentInfo(id)
+	if err != nil {
+		return nil, info, err
+	}
+	f, err := s.openSound(info, func(int) error { return s.running() })
+	if !damagedFile(err) {
+		return f, info, err
+	}
+	if merr := s.mend(info); merr != nil {
+		return nil, info, fmt.Errorf("segment %s: %w: %v; %v", id, errCorrupt, err, merr)
+	}
+	f, err = s.openSound(info, func(int) error { return s.running() })
 	return f, info, err
 }
 
