@@ -14,7 +14,8 @@ import (
 // once, whole, and is byte-identical on every node. Sections, in this order:
 //
 //	header     64 bytes
-//	values     the values one after the other, nothing between them
+//	values     the values in order of seq, nothing between them; an empty one
+//	           lies where the next one begins
 //	records    one record an entry, in order of seq
 //	directory  one uint32 an entry: offset of its record within the records
 //	footer     80 bytes
