@@ -276,8 +276,11 @@ func (n *node) rotate(ctx context.Context, replaces publicKey) (stale bool, err 
 // replaceKey is rotate on the leader.
 func (n *node) replaceKey(replaces publicKey) (stale bool, err error) {
 	err = n.proposeKey(replaces)
-	if errors.Is(err, errStaleKey) {
+	switch {
+	case errors.Is(err, errStaleKey):
 		return true, nil
+	case errors.Is(err, errNotApplied):
+		err = fmt.Errorf("%w: %w", errNoLeader, err)
 	}
 	return false, err
 }
