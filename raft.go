@@ -294,7 +294,9 @@ func (n *node) conflicts(index, term uint64) (bool, error) {
 // if this node was there when the cluster formed and has no state yet.
 func (n *node) startRaft() error {
 	self := n.self.Load()
-	n.store.o.cluster = self.cluster
+	if n.store.o.cluster != self.cluster { // formed or joined just now; else the store reads it already
+		n.store.o.cluster = self.cluster
+	}
 	f, err := newFSM(n.store, uploadLimit, n.fail)
 	if err != nil {
 		return err

@@ -23,6 +23,7 @@ func partsOf(id uint64, size int, op operation) (parts [][]byte) {
 
 // An upload is whole or absent, whatever comes between its parts.
 func TestUploadInterrupted(t *testing.T) {
+	t.Parallel()
 	for name, row := range map[string]struct {
 		event func(c *testCluster)
 		lost  bool
@@ -191,6 +192,7 @@ func TestUploadsAndSeals(t *testing.T) {
 
 // A segment is sealed when it is large or old enough, without anybody asking.
 func TestSealBySizeAndAge(t *testing.T) {
+	t.Parallel()
 	for name, change := range map[string]func(*nodeOptions){
 		"size": func(o *nodeOptions) { o.segmentSize = 1000 },
 		"age":  func(o *nodeOptions) { o.sealAfter = 10 * time.Millisecond },

@@ -459,6 +459,7 @@ func takeOver(t testing.TB, peers []*raftPeer, i int) {
 // Large entries travel in messages near the budget, both while a follower
 // catches up (replicateTo) and in the pipeline, and arrive whole and in order.
 func TestLargeEntries(t *testing.T) {
+	t.Parallel()
 	const entries, size = 30, 300 << 10
 	l := newLinks()
 	peers := startPeers(t, 3, l, func(c *raft.Config) {
