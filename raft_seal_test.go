@@ -268,3 +268,19 @@ func TestSealAnswers(t *testing.T) {
 		t.Errorf("sealing without a quorum: %v", err)
 	}
 }
+
+// A follower whose leader dies while it asks for a seal goes on with the next one.
+func TestSealWhileTheLeaderDies(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 3)
+	lead := c.leader()
+	n := c.nodes[(lead+1)%3]
+	c.put(lead, "a", "1")
+	c.kill(lead)
+	if err := n.requestSeal(t.Context(), 1); !errors.Is(err, errNoLeader) {
+		t.Errorf("asking a dead leader: %v, want errNoLeader", err)
+	}
+	if err := n.seal(t.Context()); err != nil {
+		t.Errorf("sealing with the next leader: %v", err)
+	}
+}
