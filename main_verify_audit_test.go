@@ -31,6 +31,7 @@ func auditParts(name string, data []byte, parts int) (auditedSegment, error) {
 
 // Any flipped bit of a segment file is found, and so is any cut.
 func TestAuditFlips(t *testing.T) {
+	t.Parallel()
 	h := newHonest(t, 1)
 	h.fill(8)
 	h.put("key 3", nil)
@@ -327,6 +328,7 @@ func TestAuditServer(t *testing.T) {
 
 // Every lie of a server about its ledger is found.
 func TestAuditServerLies(t *testing.T) {
+	t.Parallel()
 	h := sealedLedger(t)
 	h.fill(100)
 	on := func(prefix string, f func(b []byte) []byte) func(string, []byte) []byte {

@@ -109,6 +109,7 @@ func TestAuditNode(t *testing.T) {
 
 // No damage of ledger.db ends the process or is taken for other data.
 func TestAuditDamagedLedger(t *testing.T) {
+	t.Parallel()
 	h := newHonest(t, 1)
 	h.fill(600)
 	h.seal()
