@@ -108,7 +108,7 @@ func (d *derivedTree) compareHeads() error {
 // tileCheck compares tiles with those that read gives, several at once.
 type tileCheck struct {
 	size  uint64 // entries of the tree whose tiles can be read
-	read  func(tileID) ([]byte, error)
+	read  tileReader
 	jobs  chan tileJob
 	group sync.WaitGroup
 
@@ -118,6 +118,9 @@ type tileCheck struct {
 	at    uint64     // first entry of that tile
 }
 
+// tileReader returns a tile that others have; buf may be used for it.
+type tileReader func(id tileID, buf []byte) ([]byte, error)
+
 // tileJob is one tile to compare.
 type tileJob struct {
 	id   tileID
@@ -125,7 +128,7 @@ type tileJob struct {
 }
 
 // newTileCheck starts to compare the tiles of a tree of size entries; wait ends it.
-func newTileCheck(size uint64, read func(tileID) ([]byte, error)) *tileCheck {
+func newTileCheck(size uint64, read tileReader) *tileCheck {
 	c := &tileCheck{size: size, read: read, jobs: make(chan tileJob, tileReaders)}
 	for range tileReaders {
 		c.group.Go(c.work)
@@ -135,12 +138,14 @@ func newTileCheck(size uint64, read func(tileID) ([]byte, error)) *tileCheck {
 
 // work compares tiles until there are no more.
 func (c *tileCheck) work() {
+	var buf []byte
 	for job := range c.jobs {
-		got, err := c.read(job.id)
+		got, err := c.read(job.id, buf)
 		if at := differentHash(got, job.want); err == nil && at >= 0 {
 			err = fmt.Errorf("%w: tile %s: offset %d: not what the entries give", errDifference, job.id.path(), at)
 		}
 		c.note(job.id, err)
+		buf = got[:0]
 	}
 }
 
@@ -187,8 +192,8 @@ func (c *tileCheck) wait() (int, error) {
 }
 
 // readTile returns the tiles of a server.
-func (c *ledgerClient) readTile(ctx context.Context) func(tileID) ([]byte, error) {
-	return func(id tileID) ([]byte, error) {
+func (c *ledgerClient) readTile(ctx context.Context) tileReader {
+	return func(id tileID, _ []byte) ([]byte, error) {
 		return c.get(ctx, "/ledger/tile/"+id.path(), tileSize)
 	}
 }
