@@ -38,6 +38,7 @@ func (a *audit) folder(ctx context.Context, o auditOptions) error {
 	if err := a.listFiles(dir); err != nil {
 		return err
 	}
+	a.begin()
 	if len(a.sources) == 0 && !node {
 		return fmt.Errorf("%w folder %s: %w", errBadArgument, o.data, errNoSegments)
 	}

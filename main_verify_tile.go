@@ -205,25 +205,26 @@ func derivedRoots(first uint64, leaves []hash) (root hash, tiles []hash) {
 	skip := -first % tileWidth // leaves before the first whole tile
 	count := (max(uint64(len(leaves)), skip) - skip) / tileWidth
 	row, width := leaves, uint64(tileWidth)
+	hasher := newShortHasher()
 	for ; skip%2 == 0 && width > 1; skip, width = skip/2, width/2 {
-		row = parents(nil, row)
+		row = parents(hasher, nil, row)
 	}
 	var group sync.WaitGroup
-	group.Go(func() { root = topOf(slices.Clone(row)) })
+	group.Go(func() { root = topOf(newShortHasher(), slices.Clone(row)) })
 	tiles = make([]hash, count)
 	scratch := make([]hash, tileWidth)
 	for i := range tiles {
 		copy(scratch, row[skip+uint64(i)*width:][:width])
-		tiles[i] = topOf(scratch[:width])
+		tiles[i] = topOf(hasher, scratch[:width])
 	}
 	group.Wait()
 	return root, tiles
 }
 
 // topOf returns the root over a row of nodes, at least one, which it overwrites.
-func topOf(row []hash) hash {
+func topOf(h *shortHasher, row []hash) hash {
 	for len(row) > 1 {
-		row = parents(row[:0], row)
+		row = parents(h, row[:0], row)
 	}
 	return row[0]
 }
@@ -231,13 +232,13 @@ func topOf(row []hash) hash {
 // parents appends the parents of the nodes of a row to dst, which may be the
 // beginning of the row. A lone last node goes up as it is: that is how RFC 6962
 // splits a tree.
-func parents(dst, row []hash) []hash {
+func parents(h *shortHasher, dst, row []hash) []hash {
 	if dst == nil {
 		dst = make([]hash, 0, len(row)/2+1)
 	}
 	i := 0
 	for ; i+1 < len(row); i += 2 {
-		dst = append(dst, nodeHash(row[i], row[i+1]))
+		dst = append(dst, h.node(&row[i], &row[i+1]))
 	}
 	return append(dst, row[i:]...)
 }
