@@ -83,7 +83,7 @@ func (a *audit) segments(ctx context.Context) error {
 	var group sync.WaitGroup
 	defer group.Wait()
 	defer cancel()
-	ahead := make(chan chan segmentResult, 1+runtime.GOMAXPROCS(0)/2) // two more are under way or wait to be taken
+	ahead := make(chan chan segmentResult, 1+runtime.GOMAXPROCS(0)/4) // two more are under way or wait to be taken
 	group.Go(func() {
 		defer close(ahead)
 		for i := range a.sources {

@@ -332,6 +332,31 @@ func TestChainsCollide(t *testing.T) {
 	}
 }
 
+// A table that grows keeps what it has.
+func TestHeadTable(t *testing.T) {
+	table := newHeadTable(3)
+	want := make(map[uint64]chainHead)
+	r := rand.New(rand.NewPCG(3, 4))
+	for i := range uint64(10_000) {
+		tag := r.Uint64()
+		if i%3 == 0 {
+			tag = i % 600 // all in the first slots
+		}
+		slot, seen := table.find(tag)
+		if head, had := want[tag]; seen != had || slot.chainHead != head {
+			t.Fatalf("tag %x: %v, %v, want %v", tag, slot.chainHead, seen, head)
+		}
+		slot.chainHead = chainHead{i, slot.version + 1}
+		want[tag] = slot.chainHead
+		if !seen {
+			table.take(slot, tag)
+		}
+	}
+	if table.used != len(want) || len(table.slots) < len(want) {
+		t.Errorf("%d of %d slots, want %d", table.used, len(table.slots), len(want))
+	}
+}
+
 func TestAuditServer(t *testing.T) {
 	h := sealedLedger(t)
 	h.fill(100)

@@ -34,6 +34,7 @@ const chainParts = 64
 type chains struct {
 	tag   func(key []byte) uint64
 	parts [chainParts]chainPart // by the tag's remainder
+	room  uint64                // keys that a part has room for at first
 	// find returns the header of an entry that was audited and, for people, where it is.
 	find func(seq uint64) (h header, where string, err error)
 }
@@ -57,9 +58,9 @@ type linkRuns [chainParts][][]link
 // costs more than to look up, but room is memory, so that there is a bound.
 func newChains(keys uint64) *chains {
 	seed := maphash.MakeSeed()
-	c := &chains{tag: func(key []byte) uint64 { return maphash.Bytes(seed, key) }}
+	c := &chains{tag: func(key []byte) uint64 { return maphash.Bytes(seed, key) }, room: min(keys, roomForKeys) / chainParts}
 	for i := range c.parts {
-		c.parts[i] = chainPart{newHeadTable(min(keys, roomForKeys) / chainParts), make(map[uint64]map[string]chainHead)}
+		c.parts[i] = chainPart{shared: make(map[uint64]map[string]chainHead)}
 	}
 	return c
 }
@@ -107,6 +108,9 @@ func (c *chains) addRuns(runs [][]link) (at uint64, err error) {
 // add checks the next entry of its part.
 func (c *chains) add(l *link) error {
 	p := &c.parts[l.tag%chainParts]
+	if p.heads.slots == nil {
+		p.heads = newHeadTable(max(8, bits.Len64(c.room+c.room/2))) // some more in each part
+	}
 	slot, seen := p.heads.find(l.tag)
 	if l.follows(slot.chainHead, seen) && (len(p.shared) == 0 || p.shared[l.tag] == nil) {
 		slot.chainHead = chainHead{l.seq, l.version}
@@ -173,10 +177,16 @@ type headSlot struct {
 	chainHead
 }
 
-// newHeadTable returns an empty table with room for so many tags.
-func newHeadTable(tags uint64) headTable {
-	n := max(8, bits.Len64(tags+tags/2)) // some more tags than that in each part
-	return headTable{slots: make([]headSlot, 1<<n), shift: 64 - n}
+// newHeadTable returns an empty table of 2^n slots. Each page is written to at
+// once: one that is read first, as find does, costs a flush of the memory maps
+// of all processors when it is written.
+func newHeadTable(n int) headTable {
+	const page = 4096 / 24 // slots
+	t := headTable{slots: make([]headSlot, 1<<n), shift: 64 - n}
+	for i := 0; i < len(t.slots); i += page {
+		t.slots[i] = headSlot{}
+	}
+	return t
 }
 
 // find returns the slot of tag, the free one where it goes if it has none.
@@ -196,13 +206,13 @@ func (t *headTable) take(slot *headSlot, tag uint64) {
 	if t.used++; t.used <= len(t.slots)/4*3 {
 		return
 	}
-	old := t.slots
-	t.slots = make([]headSlot, 2*len(old))
-	t.shift--
-	for i := range old {
-		if old[i].version != 0 {
-			free, _ := t.find(old[i].tag)
-			*free = old[i]
+	larger := newHeadTable(64 - t.shift + 1)
+	for i := range t.slots {
+		if t.slots[i].version != 0 {
+			free, _ := larger.find(t.slots[i].tag)
+			*free = t.slots[i]
 		}
 	}
+	larger.used = t.used
+	*t = larger
 }
