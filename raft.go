@@ -69,8 +69,9 @@ type node struct {
 	draining  atomic.Bool // leadership is being handed over
 	caughtUp  atomic.Bool // since its start this node has had all that the leader had at some moment
 
-	checks comparisons
-	ending raftEnd
+	checks  comparisons
+	refusal atomic.Pointer[error] // why this node signs no tree head any more
+	ending  raftEnd
 
 	sealNow  chan struct{} // look at once whether there is something to seal
 	uploads  sync.Mutex    // held by the leader for an upload or a seal: never both at a time
