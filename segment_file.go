@@ -455,6 +455,26 @@ func (s *segmentFile) records(values bool, f func(*record, place) error) (hash, 
 	return tree.root(), nil
 }
 
+// headers returns the canonical headers of the entries from seq to end-1, whose
+// records lie side by side.
+func (s *segmentFile) headers(seq, end uint64) ([][]byte, error) {
+	pl, err := s.placeOf(seq)
+	if err != nil {
+		return nil, err
+	}
+	at := int64(s.recordsAt) + int64(pl.offset)
+	in := bufio.NewReaderSize(io.NewSectionReader(s.f, at, int64(s.directoryAt)-at), 64<<10)
+	raws := make([][]byte, 0, end-seq)
+	for ; seq < end; seq++ {
+		r, _, err := s.nextRecord(in, seq)
+		if err != nil {
+			return nil, err
+		}
+		raws = append(raws, r.raw)
+	}
+	return raws, nil
+}
+
 // nextRecord reads the record of seq from in and returns it with its size.
 func (s *segmentFile) nextRecord(in *bufio.Reader, seq uint64) (record, int, error) {
 	fixed, err := in.Peek(recordFixed)
