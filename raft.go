@@ -677,6 +677,7 @@ func (n *node) internalRoutes() http.Handler {
 	m.HandleFunc("POST /join", n.serveJoin)
 	m.HandleFunc("POST /pack", n.serveLarge)
 	m.HandleFunc("POST /seal", n.serveSeal)
+	m.HandleFunc("POST /shown", n.serveShown)
 	m.HandleFunc("POST /compare", n.serveCompare)
 	m.HandleFunc("POST /transfer", n.serveTransfer)
 	m.HandleFunc("GET /segments/{id}", n.serveSegment)
