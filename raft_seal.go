@@ -125,6 +125,8 @@ func (n *node) requestSeal(ctx context.Context, size uint64) error {
 	if addr == "" {
 		return errNoLeader
 	}
+	ctx, cancel := n.whileLeads(ctx, string(addr))
+	defer cancel()
 	if err := n.call(ctx, http.MethodPost, string(addr), "/seal", nil, nil); err != nil {
 		return fmt.Errorf("%w: %w", errNoLeader, err) // or it just was
 	}
