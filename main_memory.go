@@ -9,14 +9,12 @@ import (
 )
 
 // Most of a node's heap is the pending segment and the one that is on its way
-// to disk, some 250 MiB in all when a segment is full. Go's default lets the
-// heap grow to twice what is live before it collects. Here it is half as much
-// again, and less above lowMemory, where the collector has to make do with a
-// quarter; so a node at full speed stays below 400 MiB (550 without this, at a
-// rate that could not be told apart). GOGC and GOMEMLIMIT win over it.
+// to disk, some 250 MiB in all when a segment is full. Go lets the heap grow to
+// twice what is live before it collects; above lowMemory it has to make do with
+// an eighth more. So a node at full speed stays below 400 MiB (700 without
+// this, at a rate that could not be told apart). GOMEMLIMIT wins over it.
 const (
-	collectAt   = 50        // percent the heap grows between collections
-	lowMemory   = 368 << 20 // bytes below which there is no limit
+	lowMemory   = 352 << 20 // bytes below which there is no limit
 	highMemory  = 1 << 30   // bytes above which the collector works hard, whatever is live
 	memorySteps = 16 << 20  // bytes of change that are not worth a new limit
 	memoryTick  = 500 * time.Millisecond
@@ -24,9 +22,6 @@ const (
 
 // limitMemory keeps the memory of the process low until ctx ends.
 func limitMemory(ctx context.Context) {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(collectAt)
-	}
 	if os.Getenv("GOMEMLIMIT") != "" {
 		return
 	}
@@ -51,7 +46,7 @@ func limitMemory(ctx context.Context) {
 
 // memoryLimit returns the limit for a heap of which so many bytes are live.
 func memoryLimit(live int64) int64 {
-	return min(max(live+live/4, lowMemory), highMemory)
+	return min(max(live+live/8, lowMemory), highMemory)
 }
 
 // liveHeap returns the bytes that the last collection found in use.

@@ -9,7 +9,7 @@ func TestMemoryLimit(t *testing.T) {
 	for _, c := range []struct{ live, want int64 }{
 		{0, lowMemory},
 		{lowMemory / 2, lowMemory},
-		{400 << 20, 500 << 20},
+		{400 << 20, 450 << 20},
 		{2 << 30, highMemory},
 	} {
 		if got := memoryLimit(c.live); got != c.want {

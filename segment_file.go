@@ -14,7 +14,8 @@ import (
 // once, whole, and is byte-identical on every node. Sections, in this order:
 //
 //	header     64 bytes
-//	values     the values one after the other, nothing between them
+//	values     the values in order of seq, nothing between them; an empty one
+//	           lies where the next one begins
 //	records    one record an entry, in order of seq
 //	directory  one uint32 an entry: offset of its record within the records
 //	footer     80 bytes
@@ -31,6 +32,9 @@ import (
 //	    48     8  time: Unix milliseconds at which the leader sealed it
 //	    56     4  0
 //	    60     4  CRC32C of bytes 0 to 59
+//
+// Every later format keeps the magic, the format and this CRC where they are,
+// so that a flipped bit is not taken for another format.
 //
 // Record:
 //
@@ -288,11 +292,11 @@ func (s *segmentFile) readEnds() error {
 	if string(b[:8]) != segmentMagic {
 		return fmt.Errorf("%w: not a segment file: magic is %q", errCorrupt, b[:8])
 	}
-	if v := binary.BigEndian.Uint32(b[8:]); v != segmentFormat {
-		return fmt.Errorf("segment has format %d, this program reads %d", v, segmentFormat)
-	}
 	if got, want := crc32.Checksum(b[:60], castagnoli), binary.BigEndian.Uint32(b[60:]); got != want {
 		return fmt.Errorf("%w: segment header has CRC %08x, its bytes give %08x", errCorrupt, want, got)
+	}
+	if v := binary.BigEndian.Uint32(b[8:]); v != segmentFormat {
+		return fmt.Errorf("segment has format %d, this program reads %d", v, segmentFormat)
 	}
 	copy(s.cluster[:], b[16:])
 	s.first = binary.BigEndian.Uint64(b[32:])

@@ -191,6 +191,7 @@ func TestScrubAlone(t *testing.T) {
 // The scrub finds tiles and other values of ledger.db that are not what was
 // written, and writes the tiles again.
 func TestScrubLedger(t *testing.T) {
+	t.Parallel()
 	h := newHarness(t)
 	for range 3 {
 		for i := range 200 {
@@ -200,6 +201,7 @@ func TestScrubLedger(t *testing.T) {
 	}
 	h.settle()
 	s := h.store
+	s.ledger.db.NoSync = true // hundreds of passes, and no power to lose
 	p := &pace{rate: 1 << 40}
 	tiles := func() map[string][]byte {
 		all := make(map[string][]byte)

@@ -574,6 +574,7 @@ func TestTileValueGolden(t *testing.T) {
 }
 
 func TestTileValueCutAndFlipped(t *testing.T) {
+	t.Parallel()
 	b := golden(t, "tiles-1.bin")
 	at := len(b) - 100 // the last tile
 	eachCut(b[at:], func(cut []byte) {
