@@ -206,6 +206,25 @@ class Verify(Scenario):
         self.run_cli("audit", "--data", node.data, status=1, says="missing")
 
 
+class Readme(Scenario):
+    def test_verify_it_yourself_works_when_pasted(self):
+        node = self.node()
+        text = pathlib.Path(helpers.ROOT, "README.md").read_text()
+        section = text.partition("## Verify it yourself\n")[2].partition("\n## ")[0]
+        lines = [line.strip() for line in section.splitlines() if line.startswith("    ")]
+        self.assertGreater(len(lines), 15)
+        folder = tempfile.mkdtemp(dir=node.folder)
+        for name, target in (("scribe-ledger", helpers.binary()), ("data", node.data), ("e2e", os.path.join(helpers.ROOT, "e2e"))):
+            os.symlink(target, os.path.join(folder, name))
+        script = "set -e -o pipefail\n" + "\n".join(lines).replace("http://127.0.0.1:8001", node.url)
+        done = subprocess.run(["bash", "-c", script], cwd=folder, capture_output=True, timeout=120,
+                              env={**os.environ, "SCRIBE_URL": node.url, "SCRIBE_CONFIG_DIR": os.path.join(folder, "pins")})
+        said = (done.stdout + done.stderr).decode()
+        self.assertEqual(done.returncode, 0, said)
+        self.assertEqual(said.count("verified   key "), sum(line.startswith("./scribe-ledger verify") for line in lines), said)
+        self.assertIn("checkpoint checkpoint.txt agrees", said)
+
+
 class Agreement(unittest.TestCase):
     """The Go verifier and the Python one, which share no code, say the same of every receipt, key and value."""
 
