@@ -69,8 +69,9 @@ type node struct {
 	draining  atomic.Bool // leadership is being handed over
 	caughtUp  atomic.Bool // since its start this node has had all that the leader had at some moment
 
-	checks comparisons
-	ending raftEnd
+	checks  comparisons
+	refusal atomic.Pointer[error] // why this node signs no tree head any more
+	ending  raftEnd
 
 	sealNow  chan struct{} // look at once whether there is something to seal
 	uploads  sync.Mutex    // held by the leader for an upload or a seal: never both at a time
@@ -708,6 +709,7 @@ func (n *node) internalRoutes() http.Handler {
 	m.HandleFunc("POST /join", n.serveJoin)
 	m.HandleFunc("POST /pack", n.serveLarge)
 	m.HandleFunc("POST /seal", n.serveSeal)
+	m.HandleFunc("POST /shown", n.serveShown)
 	m.HandleFunc("POST /compare", n.serveCompare)
 	m.HandleFunc("POST /transfer", n.serveTransfer)
 	m.HandleFunc("GET /segments/{id}", n.serveSegment)

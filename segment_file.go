@@ -33,6 +33,9 @@ import (
 //	    56     4  0
 //	    60     4  CRC32C of bytes 0 to 59
 //
+// Every later format keeps the magic, the format and this CRC where they are,
+// so that a flipped bit is not taken for another format.
+//
 // Record:
 //
 //	     0     4  CRC32C of the rest of the record
@@ -289,11 +292,11 @@ func (s *segmentFile) readEnds() error {
 	if string(b[:8]) != segmentMagic {
 		return fmt.Errorf("%w: not a segment file: magic is %q", errCorrupt, b[:8])
 	}
-	if v := binary.BigEndian.Uint32(b[8:]); v != segmentFormat {
-		return fmt.Errorf("segment has format %d, this program reads %d", v, segmentFormat)
-	}
 	if got, want := crc32.Checksum(b[:60], castagnoli), binary.BigEndian.Uint32(b[60:]); got != want {
 		return fmt.Errorf("%w: segment header has CRC %08x, its bytes give %08x", errCorrupt, want, got)
+	}
+	if v := binary.BigEndian.Uint32(b[8:]); v != segmentFormat {
+		return fmt.Errorf("segment has format %d, this program reads %d", v, segmentFormat)
 	}
 	copy(s.cluster[:], b[16:])
 	s.first = binary.BigEndian.Uint64(b[32:])

@@ -295,6 +295,11 @@ func TestSegmentFileImpossible(t *testing.T) {
 	newer := slices.Clone(good)
 	newer[11] = 2
 	os.WriteFile(path, newer, 0o600)
+	if err := useSegment(path); !errors.Is(err, errCorrupt) {
+		t.Errorf("flipped bits of the format: %v", err)
+	}
+	resealSegment(newer)
+	os.WriteFile(path, newer, 0o600)
 	if err := useSegment(path); err == nil || !strings.Contains(err.Error(), "format 2, this program reads 1") {
 		t.Errorf("newer format: %v", err)
 	}
