@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -151,10 +152,17 @@ type headCollector struct {
 
 // collected is a head and who cosigned it.
 type collected struct {
-	head    *ownHead // nil: nothing yet
-	signed  map[raft.ServerID]noteSignature
-	asked   time.Time
-	missing bool // somebody has not cosigned
+	head   *ownHead // nil: nothing yet
+	signed map[raft.ServerID]noteSignature
+	asked  time.Time
+}
+
+// lacks tells whether one of the servers, who may have come since, has not cosigned.
+func (b *collected) lacks(servers []raft.Server) bool {
+	return slices.ContainsFunc(servers, func(s raft.Server) bool {
+		_, ok := b.signed[s.ID]
+		return !ok
+	})
 }
 
 // head returns a cosigned head of at least minSize entries.
@@ -173,8 +181,10 @@ func (c *headCollector) fresh() (signedHead, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	b := &c.best
-	stale := b.missing && c.n.o.now().Sub(b.asked) >= collectPause
-	if b.head == nil || b.head.size != c.n.store.size() || b.head.keys != c.n.keys() || stale {
+	if b.head == nil || b.head.size != c.n.store.size() || b.head.keys != c.n.keys() {
+		return signedHead{}, false
+	}
+	if c.n.o.now().Sub(b.asked) >= collectPause && b.lacks(c.n.servers()) {
 		return signedHead{}, false
 	}
 	return b.note(c.n), true
@@ -315,13 +325,12 @@ func (c *headCollector) ask(next *collected) {
 			c.n.o.logger.Debug("no cosignature", "server", servers[i].ID, "error", err)
 		}
 	})
-	next.asked, next.missing = c.n.o.now(), false
+	next.asked = c.n.o.now()
 	next.signed = make(map[raft.ServerID]noteSignature)
 	for i, s := range servers {
 		if sigs[i] != nil {
 			next.signed[s.ID] = *sigs[i]
 		}
-		next.missing = next.missing || sigs[i] == nil
 	}
 }
 
