@@ -54,8 +54,7 @@ type audit struct {
 
 // audit derives a ledger again and prints what it is, or returns the first difference.
 func (v *verifier) audit(ctx context.Context, o auditOptions) error {
-	a := &audit{verifier: v, chains: newChains(), start: v.now()}
-	a.chains.find = a.findEntry
+	a := &audit{verifier: v, start: v.now()}
 	if o.url != "" {
 		return a.server(ctx, o)
 	}
@@ -66,6 +65,16 @@ func (v *verifier) audit(ctx context.Context, o auditOptions) error {
 type segmentResult struct {
 	auditedSegment
 	err error
+}
+
+// begin makes ready for entries, once the sources are known.
+func (a *audit) begin() {
+	var before uint64 // the last segment
+	if n := len(a.sources); n > 0 {
+		before = a.firstOf(n - 1)
+	}
+	a.chains = newChains(before)
+	a.chains.find = a.findEntry
 }
 
 // segments audits all sources.

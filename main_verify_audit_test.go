@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"fmt"
 	"hash/crc32"
 	"math/rand/v2"
@@ -188,6 +189,27 @@ func TestDerivedRoots(t *testing.T) {
 	}
 }
 
+// A shortHasher hashes as the standard library does, and does so in its own way.
+func TestShortHasher(t *testing.T) {
+	h := newShortHasher()
+	if !h.works {
+		t.Error("this Go marshals its digests in another way: audit is slower than it could be")
+	}
+	b := bytes.Repeat([]byte("0123456789abcdef~"), 40)
+	for _, works := range []bool{h.works, false} {
+		h.works = works
+		for n := range b {
+			if got, want := h.sum(b[:n]), hash(sha256.Sum256(b[:n])); got != want {
+				t.Fatalf("%d bytes: %s, want %s", n, got, want)
+			}
+		}
+		left, right := hash(b[1:33]), hash(b[40:72])
+		if h.node(&left, &right) != nodeHash(left, right) {
+			t.Error("another node")
+		}
+	}
+}
+
 // FuzzRecordView demands that a view accepts what parseRecord does, and reads the same.
 func FuzzRecordView(f *testing.F) {
 	for _, h := range []header{
@@ -281,7 +303,7 @@ func TestAuditOrder(t *testing.T) {
 func TestChainsCollide(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	for _, tags := range []uint64{1, 3, 1000} {
-		c := newChains()
+		c := newChains(0)
 		c.tag = func(key []byte) uint64 { return uint64(key[0]) % tags }
 		var entries []header
 		c.find = func(seq uint64) (header, string, error) { return entries[seq], "here", nil }
@@ -409,7 +431,7 @@ func FuzzAuditReply(f *testing.F) {
 	h.fill(2)
 	f.Add(bytes.TrimSpace(h.stream(0, 1, true)))
 	f.Fuzz(func(t *testing.T, line []byte) {
-		a := &audit{chains: newChains()}
+		a := &audit{chains: newChains(0)}
 		a.chains.find = a.findEntry
 		_ = a.addLine(line)
 		_, _ = parseSegmentName(string(line))

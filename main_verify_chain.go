@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"hash/maphash"
+	"math/bits"
 	"sync"
 )
 
@@ -21,6 +22,10 @@ import (
 
 // chainHead is the newest entry of a key.
 type chainHead struct{ seq, version uint64 }
+
+// roomForKeys is the largest number of keys that room is made for at first; they
+// take 200 MB.
+const roomForKeys = 5 << 20
 
 // chainParts is in how many parts the keys are checked side by side.
 const chainParts = 64
@@ -48,12 +53,13 @@ type link struct {
 // linkRuns are links by part, each in runs, in order.
 type linkRuns [chainParts][][]link
 
-// newChains returns chains without any key.
-func newChains() *chains {
+// newChains returns chains without any key, with room for keys of them: to grow
+// costs more than to look up, but room is memory, so that there is a bound.
+func newChains(keys uint64) *chains {
 	seed := maphash.MakeSeed()
 	c := &chains{tag: func(key []byte) uint64 { return maphash.Bytes(seed, key) }}
 	for i := range c.parts {
-		c.parts[i] = chainPart{newHeadTable(), make(map[uint64]map[string]chainHead)}
+		c.parts[i] = chainPart{newHeadTable(min(keys, roomForKeys) / chainParts), make(map[uint64]map[string]chainHead)}
 	}
 	return c
 }
@@ -167,8 +173,11 @@ type headSlot struct {
 	chainHead
 }
 
-// newHeadTable returns an empty table.
-func newHeadTable() headTable { return headTable{slots: make([]headSlot, 1<<8), shift: 64 - 8} }
+// newHeadTable returns an empty table with room for so many tags.
+func newHeadTable(tags uint64) headTable {
+	n := max(8, bits.Len64(tags+tags/2)) // some more tags than that in each part
+	return headTable{slots: make([]headSlot, 1<<n), shift: 64 - n}
+}
 
 // find returns the slot of tag, the free one where it goes if it has none.
 func (t *headTable) find(tag uint64) (slot *headSlot, seen bool) {

@@ -38,6 +38,7 @@ func (a *audit) folder(ctx context.Context, o auditOptions) error {
 	if err := a.listFiles(dir); err != nil {
 		return err
 	}
+	a.begin()
 	if len(a.sources) == 0 && !node {
 		return fmt.Errorf("%w folder %s: %w", errBadArgument, o.data, errNoSegments)
 	}
@@ -338,7 +339,7 @@ func checkedValue(key, v []byte) ([]byte, error) {
 
 // tile reads a tile: bucket tiles has them in blocks of 16, each of up to 8,192
 // bytes and a CRC32C.
-func (l *ledgerAudit) tile(id tileID) (hashes []byte, err error) {
+func (l *ledgerAudit) tile(id tileID, buf []byte) (hashes []byte, err error) {
 	const perBlock, stored = 16, tileSize + 4
 	err = l.view(func(tx *bbolt.Tx) error {
 		key := binary.BigEndian.AppendUint64([]byte{byte(id.level)}, id.index/perBlock)
@@ -350,7 +351,7 @@ func (l *ledgerAudit) tile(id tileID) (hashes []byte, err error) {
 		if len(v) < at+len(hash{})*id.width {
 			return fmt.Errorf("tile %s is missing", id.path())
 		}
-		hashes = slices.Clone(v[at:][:len(hash{})*id.width])
+		hashes = append(buf[:0], v[at:][:len(hash{})*id.width]...)
 		return nil
 	})
 	return hashes, err

@@ -21,8 +21,9 @@ type auditPart struct {
 	offsets  *bufio.Reader // the directory
 	valueAt  uint64        // where the next value begins
 	recordAt uint64        // where the next record begins
-	buf      []byte        // of one leaf
-	told     uint64        // bytes that done has been told of
+	hasher   *shortHasher
+	buf      []byte // of one leaf
+	told     uint64 // bytes that done has been told of
 
 	start struct { // as the first entry and its offset in the directory say
 		valueAt, recordAt uint64
@@ -44,7 +45,7 @@ func (a *segmentAudit) split(parts uint64) []*auditPart {
 	list := make([]*auditPart, parts)
 	for i := range list {
 		from, to := count*uint64(i)/parts, count*uint64(i+1)/parts
-		list[i] = &auditPart{segmentAudit: a, from: a.found.first + from, to: a.found.first + to, leaves: a.found.leaves[from:to]}
+		list[i] = &auditPart{segmentAudit: a, hasher: newShortHasher(), from: a.found.first + from, to: a.found.first + to, leaves: a.found.leaves[from:to]}
 	}
 	return list
 }
@@ -172,8 +173,8 @@ func (p *auditPart) readEntry(seq uint64) error {
 	if err := p.readValue(v); err != nil {
 		return err
 	}
-	p.buf = append(append(p.buf[:0], 0x00), v.raw()...) // leafHash, with room that is there
-	p.leaves[seq-p.from] = sha256.Sum256(p.buf)
+	p.buf = append(append(p.buf[:0], 0x00), v.raw()...) // as leafHash
+	p.leaves[seq-p.from] = p.hasher.sum(p.buf)
 	tag := p.tag(v.key())
 	run := &p.links[tag%chainParts]
 	*run = append(*run, link{tag, seq, v.version(), v.prev()})
@@ -217,7 +218,7 @@ func (p *auditPart) readValue(v recordView) error {
 		if err != nil {
 			return fmt.Errorf("%s: value at %d: %w", p.name, p.valueAt, err)
 		}
-		sum, crc = sha256.Sum256(b), crc32.Checksum(b, castagnoli)
+		sum, crc = p.hasher.sum(b), crc32.Checksum(b, castagnoli)
 		p.values.Discard(len(b))
 	} else {
 		long, check := sha256.New(), crc32.New(castagnoli)

@@ -59,6 +59,7 @@ func (a *audit) server(ctx context.Context, o auditOptions) error {
 	if err := a.listRemote(t.client, &m); err != nil {
 		return fmt.Errorf("%w: manifest: %w", errDifference, err)
 	}
+	a.begin()
 	a.chains.find = func(seq uint64) (header, string, error) { return a.findRemote(ctx, t.client, seq) }
 	a.tree.heads = []treeHead{trusted.head}
 	a.tree.tiles = newTileCheck(trusted.head.size, t.client.readTile(ctx))

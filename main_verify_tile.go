@@ -108,7 +108,7 @@ func (d *derivedTree) compareHeads() error {
 // tileCheck compares tiles with those that read gives, several at once.
 type tileCheck struct {
 	size  uint64 // entries of the tree whose tiles can be read
-	read  func(tileID) ([]byte, error)
+	read  tileReader
 	jobs  chan tileJob
 	group sync.WaitGroup
 
@@ -118,6 +118,9 @@ type tileCheck struct {
 	at    uint64     // first entry of that tile
 }
 
+// tileReader returns a tile that others have; buf may be used for it.
+type tileReader func(id tileID, buf []byte) ([]byte, error)
+
 // tileJob is one tile to compare.
 type tileJob struct {
 	id   tileID
@@ -125,7 +128,7 @@ type tileJob struct {
 }
 
 // newTileCheck starts to compare the tiles of a tree of size entries; wait ends it.
-func newTileCheck(size uint64, read func(tileID) ([]byte, error)) *tileCheck {
+func newTileCheck(size uint64, read tileReader) *tileCheck {
 	c := &tileCheck{size: size, read: read, jobs: make(chan tileJob, tileReaders)}
 	for range tileReaders {
 		c.group.Go(c.work)
@@ -135,12 +138,14 @@ func newTileCheck(size uint64, read func(tileID) ([]byte, error)) *tileCheck {
 
 // work compares tiles until there are no more.
 func (c *tileCheck) work() {
+	var buf []byte
 	for job := range c.jobs {
-		got, err := c.read(job.id)
+		got, err := c.read(job.id, buf)
 		if at := differentHash(got, job.want); err == nil && at >= 0 {
 			err = fmt.Errorf("%w: tile %s: offset %d: not what the entries give", errDifference, job.id.path(), at)
 		}
 		c.note(job.id, err)
+		buf = got[:0]
 	}
 }
 
@@ -187,8 +192,8 @@ func (c *tileCheck) wait() (int, error) {
 }
 
 // readTile returns the tiles of a server.
-func (c *ledgerClient) readTile(ctx context.Context) func(tileID) ([]byte, error) {
-	return func(id tileID) ([]byte, error) {
+func (c *ledgerClient) readTile(ctx context.Context) tileReader {
+	return func(id tileID, _ []byte) ([]byte, error) {
 		return c.get(ctx, "/ledger/tile/"+id.path(), tileSize)
 	}
 }
@@ -200,25 +205,26 @@ func derivedRoots(first uint64, leaves []hash) (root hash, tiles []hash) {
 	skip := -first % tileWidth // leaves before the first whole tile
 	count := (max(uint64(len(leaves)), skip) - skip) / tileWidth
 	row, width := leaves, uint64(tileWidth)
+	hasher := newShortHasher()
 	for ; skip%2 == 0 && width > 1; skip, width = skip/2, width/2 {
-		row = parents(nil, row)
+		row = parents(hasher, nil, row)
 	}
 	var group sync.WaitGroup
-	group.Go(func() { root = topOf(slices.Clone(row)) })
+	group.Go(func() { root = topOf(newShortHasher(), slices.Clone(row)) })
 	tiles = make([]hash, count)
 	scratch := make([]hash, tileWidth)
 	for i := range tiles {
 		copy(scratch, row[skip+uint64(i)*width:][:width])
-		tiles[i] = topOf(scratch[:width])
+		tiles[i] = topOf(hasher, scratch[:width])
 	}
 	group.Wait()
 	return root, tiles
 }
 
 // topOf returns the root over a row of nodes, at least one, which it overwrites.
-func topOf(row []hash) hash {
+func topOf(h *shortHasher, row []hash) hash {
 	for len(row) > 1 {
-		row = parents(row[:0], row)
+		row = parents(h, row[:0], row)
 	}
 	return row[0]
 }
@@ -226,13 +232,13 @@ func topOf(row []hash) hash {
 // parents appends the parents of the nodes of a row to dst, which may be the
 // beginning of the row. A lone last node goes up as it is: that is how RFC 6962
 // splits a tree.
-func parents(dst, row []hash) []hash {
+func parents(h *shortHasher, dst, row []hash) []hash {
 	if dst == nil {
 		dst = make([]hash, 0, len(row)/2+1)
 	}
 	i := 0
 	for ; i+1 < len(row); i += 2 {
-		dst = append(dst, nodeHash(row[i], row[i+1]))
+		dst = append(dst, h.node(&row[i], &row[i+1]))
 	}
 	return append(dst, row[i:]...)
 }
