@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -31,9 +32,8 @@ type headCosigner struct {
 	n      *node
 	before uint64 // entries in the last head cosigned before the start; immutable after open
 
-	mu       sync.Mutex // held for one cosignature: what is checked is what is remembered
-	file     *signedFile
-	refusing bool
+	mu   sync.Mutex // held for one cosignature: what is checked is what is remembered
+	file *signedFile
 }
 
 // cosign signs a checkpoint with the node key if the ledger key signed it, this
@@ -81,22 +81,23 @@ var errOlderHead = errors.New("a larger tree is cosigned already")
 // agrees compares h with this node's own bytes and with what it cosigned before;
 // mu must be held.
 func (c *headCosigner) agrees(h treeHead) error {
+	if err := c.n.refused(); err != nil {
+		return err
+	}
 	if h.size < c.file.last.size {
 		return fmt.Errorf("%w: %d entries, asked for %d", errOlderHead, c.file.last.size, h.size)
 	}
-	err := c.file.extends(h.size, c.n.root)
-	if err == nil {
-		err = c.n.compareHead(h)
+	if err := c.n.refuse(c.file.extends(h.size, c.n.root)); err != nil {
+		return err
 	}
-	c.refusing = c.n.sayRefusal(err, c.refusing)
-	return err
+	return c.n.compareHead(h)
 }
 
 // check compares this node's tree with what it cosigned before its start.
 func (c *headCosigner) check() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.refusing = c.n.sayRefusal(c.file.extends(c.n.store.size(), c.n.root), c.refusing)
+	c.n.refuse(c.file.extends(c.n.store.size(), c.n.root))
 }
 
 // compareHead compares a head of another node with this node's own tree.
@@ -146,15 +147,22 @@ type headCollector struct {
 
 	// owned by the round under way
 	leaderFailed time.Time // when a leader last did not answer
-	refusing     bool
+	differs      bool      // the leader's tree was not this node's: said aloud
 }
 
 // collected is a head and who cosigned it.
 type collected struct {
-	head    *ownHead // nil: nothing yet
-	signed  map[raft.ServerID]noteSignature
-	asked   time.Time
-	missing bool // somebody has not cosigned
+	head   *ownHead // nil: nothing yet
+	signed map[raft.ServerID]noteSignature
+	asked  time.Time
+}
+
+// missing tells whether one of the servers, who may be new, has not cosigned.
+func (b *collected) missing(servers []raft.Server) bool {
+	return slices.ContainsFunc(servers, func(s raft.Server) bool {
+		_, ok := b.signed[s.ID]
+		return !ok
+	})
 }
 
 // head returns a cosigned head of at least minSize entries.
@@ -173,7 +181,7 @@ func (c *headCollector) fresh() (signedHead, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	b := &c.best
-	stale := b.missing && c.n.o.now().Sub(b.asked) >= collectPause
+	stale := c.n.o.now().Sub(b.asked) >= collectPause && b.missing(c.n.servers())
 	if b.head == nil || b.head.size != c.n.store.size() || b.head.keys != c.n.keys() || stale {
 		return signedHead{}, false
 	}
@@ -184,7 +192,7 @@ func (c *headCollector) fresh() (signedHead, bool) {
 func (c *headCollector) round() (signedHead, error) {
 	if !c.n.leads() && c.n.o.now().Sub(c.leaderFailed) > leaderTimeout {
 		h, err := c.askLeader()
-		c.refusing = c.n.sayRefusal(err, c.refusing)
+		c.sayDiffers(errors.Is(err, errDiverged), err)
 		if err == nil || errors.Is(err, errDiverged) {
 			return h, err
 		}
@@ -192,6 +200,14 @@ func (c *headCollector) round() (signedHead, error) {
 		c.n.o.logger.Info("the leader gives no cosigned tree head", "error", err)
 	}
 	return c.collect()
+}
+
+// sayDiffers logs, once, that the leader signed another tree than this node's.
+func (c *headCollector) sayDiffers(differs bool, err error) {
+	if differs && !c.differs {
+		c.n.o.logger.Error("the leader signed another tree than this node's", "error", err)
+	}
+	c.differs = differs
 }
 
 // headRequest asks the leader for a cosigned head of at least Size entries.
@@ -307,13 +323,11 @@ func (c *headCollector) ask(next *collected) {
 			c.n.o.logger.Debug("no cosignature", "server", servers[i].ID, "error", err)
 		}
 	})
-	next.asked, next.missing = c.n.o.now(), false
-	next.signed = make(map[raft.ServerID]noteSignature)
+	next.asked, next.signed = c.n.o.now(), make(map[raft.ServerID]noteSignature)
 	for i, s := range servers {
 		if sigs[i] != nil {
 			next.signed[s.ID] = *sigs[i]
 		}
-		next.missing = next.missing || sigs[i] == nil
 	}
 }
 

@@ -251,9 +251,11 @@ type rotateRequest struct {
 	Replaces []byte `json:"replaces"` // public key
 }
 
-// rotateReply says that the key is replaced.
+// rotateReply says that the key is replaced, or that the node asked does not
+// lead and nothing was done.
 type rotateReply struct {
-	Stale bool `json:"stale"` // it was before
+	Stale    bool `json:"stale"` // it was before
+	NoLeader bool `json:"no_leader"`
 }
 
 // rotate has the leader replace a ledger key; stale tells that it was replaced
@@ -266,9 +268,14 @@ func (n *node) rotate(ctx context.Context, replaces publicKey) (stale bool, err 
 	if addr == "" {
 		return false, errNoLeader
 	}
+	ctx, cancel := n.whileLeads(ctx, string(addr))
+	defer cancel()
 	var reply rotateReply
 	if err := n.call(ctx, http.MethodPost, string(addr), "/rotate-key", rotateRequest{replaces[:]}, &reply); err != nil {
 		return false, fmt.Errorf("%w: rotating the ledger key: %w", errUnknownOutcome, err)
+	}
+	if reply.NoLeader {
+		return false, errNoLeader
 	}
 	return reply.Stale, nil
 }
@@ -291,10 +298,18 @@ func (n *node) serveRotate(w http.ResponseWriter, r *http.Request) {
 	if !decode(w, r, &ask) {
 		return
 	}
-	if !n.leads() || len(ask.Replaces) != len(publicKey{}) {
-		respond(w, nil, errNoLeader)
+	if len(ask.Replaces) != len(publicKey{}) {
+		respond(w, nil, fmt.Errorf("key to replace has %d bytes, want %d", len(ask.Replaces), len(publicKey{})))
+		return
+	}
+	if !n.leads() {
+		respond(w, rotateReply{NoLeader: true}, nil)
 		return
 	}
 	stale, err := n.replaceKey(publicKey(ask.Replaces))
-	respond(w, rotateReply{stale}, err)
+	if errors.Is(err, errNoLeader) {
+		respond(w, rotateReply{NoLeader: true}, nil)
+		return
+	}
+	respond(w, rotateReply{Stale: stale}, err)
 }

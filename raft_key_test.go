@@ -2,11 +2,14 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 )
 
 func TestNodeKeyGolden(t *testing.T) {
@@ -175,13 +178,22 @@ func TestRotationsAtOnce(t *testing.T) {
 		c.key(i)
 	}
 	const each = 5
+	var unknown atomic.Int64 // a slow machine may have an election in between
 	var wg sync.WaitGroup
 	for i := range 3 {
 		wg.Go(func() {
-			for range each {
-				if err := c.nodes[i].rotateLedgerKey(t.Context()); err != nil {
+			for left := each; left > 0 && t.Context().Err() == nil; {
+				err := c.nodes[i].rotateLedgerKey(t.Context())
+				switch {
+				case errors.Is(err, errNoLeader):
+					c.nodes[i].pause(10 * time.Millisecond)
+					continue
+				case errors.Is(err, errUnknownOutcome):
+					unknown.Add(1)
+				case err != nil:
 					t.Error(err)
 				}
+				left--
 			}
 		})
 	}
@@ -189,7 +201,7 @@ func TestRotationsAtOnce(t *testing.T) {
 	for i := range 3 {
 		eventually(t, "the node has all keys", func() bool {
 			_, former, err := c.nodes[i].ledgerVKeys()
-			return err == nil && len(former) == 3*each
+			return err == nil && len(former) <= 3*each && len(former) >= 3*each-int(unknown.Load())
 		})
 	}
 }

@@ -463,7 +463,7 @@ func (s *segmentFile) headers(seq, end uint64) ([][]byte, error) {
 		return nil, err
 	}
 	at := int64(s.recordsAt) + int64(pl.offset)
-	in := bufio.NewReaderSize(io.NewSectionReader(s.f, at, int64(s.directoryAt)-at), 64<<10)
+	in := bufio.NewReaderSize(io.NewSectionReader(s.f, at, int64(s.directoryAt)-at), 32<<10)
 	raws := make([][]byte, 0, end-seq)
 	for ; seq < end; seq++ {
 		r, _, err := s.nextRecord(in, seq)

@@ -101,7 +101,7 @@ func (s *store) tile(id tileID) ([]byte, error) {
 
 // bundle returns the bytes of an entry bundle that is not beyond the ledger.
 func (s *store) bundle(id tileID) ([]byte, error) {
-	var b []byte
+	b := make([]byte, 0, 128*id.width) // most headers are shorter
 	for seq, end := id.index*tileWidth, id.index*tileWidth+uint64(id.width); seq < end; {
 		raws, err := s.headersFrom(seq, end)
 		if err != nil {
