@@ -207,16 +207,22 @@ func (s *server) judge(r *request, res *result) error {
 	return e
 }
 
-// get answers with a value.
-func (s *server) get(c *call) (reply, error) {
+// prepareGet returns which version of its key c asks for, once this node may answer.
+func (s *server) prepareGet(c *call) (selector, error) {
 	if err := checkKey(c); err != nil {
-		return reply{}, err
+		return selector{}, err
 	}
 	sel, err := c.selector()
 	if err != nil {
-		return reply{}, err
+		return selector{}, err
 	}
-	if err := s.prepareRead(c); err != nil {
+	return sel, s.prepareRead(c)
+}
+
+// get answers with a value.
+func (s *server) get(c *call) (reply, error) {
+	sel, err := s.prepareGet(c)
+	if err != nil {
 		return reply{}, err
 	}
 	e, err := s.store.get(c.key, sel)

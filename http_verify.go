@@ -24,14 +24,8 @@ import (
 
 // verify answers with the proof of one entry, a tombstone's too.
 func (s *server) verify(c *call) (reply, error) {
-	if err := checkKey(c); err != nil {
-		return reply{}, err
-	}
-	sel, err := c.selector()
+	sel, err := s.prepareGet(c)
 	if err != nil {
-		return reply{}, err
-	}
-	if err := s.prepareRead(c); err != nil {
 		return reply{}, err
 	}
 	e, err := s.store.get(c.key, sel)
