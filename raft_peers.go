@@ -174,7 +174,7 @@ func (n *node) members() []memberInfo {
 
 // describe tells what is known of one server.
 func (n *node) describe(s raft.Server, leader raft.ServerID) memberInfo {
-	id, _, _ := parseServerID(s.ID)
+	id, incarnation, _ := parseServerID(s.ID)
 	m := memberInfo{id: id, raft: string(s.Address), role: "follower", state: stateDead}
 	switch {
 	case s.ID == leader:
@@ -183,9 +183,8 @@ func (n *node) describe(s raft.Server, leader raft.ServerID) memberInfo {
 		m.role = "learner"
 	}
 	h, state := hello{}, stateDead
-	if s.ID == serverID(n.identity()) {
-		h, state = n.hello(), stateAlive
-	} else if p, ok := n.peers.get(s.ID); ok {
+	p, met := n.peers.get(s.ID)
+	if met {
 		h, state = p.hello, p.state(n.o.now())
 	} else {
 		for _, f := range n.self.Load().Members { // not heard yet: what the founders wrote down
@@ -193,6 +192,12 @@ func (n *node) describe(s raft.Server, leader raft.ServerID) memberInfo {
 				h.HTTP, h.Region = f.HTTP, f.Region
 			}
 		}
+	}
+	if n.o.peerState != nil {
+		state = n.o.peerState(id, incarnation, p.heard)
+	}
+	if s.ID == serverID(n.identity()) {
+		h, state = n.hello(), stateAlive
 	}
 	m.http, m.region, m.version, m.applied, m.state = h.HTTP, h.Region, h.Version, h.Applied, state
 	return m
