@@ -2,11 +2,12 @@
 
 import contextlib
 import ctypes
+import functools
 import hashlib
 import hmac
+import http.client
 import json
 import os
-import re
 import socket
 import subprocess
 import time
@@ -191,15 +192,21 @@ class Network:
             subprocess.run(["ip", "netns", "del", space], capture_output=True)
 
 
-class InNamespace:
-    """Requests to a node from inside its own namespace: each is one process."""
-
-    def __init__(self, space, port):
-        self.space, self.port = space, port
+@contextlib.contextmanager
+def inside(space):
+    """This thread is in the network namespace; sockets made here stay in it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with open("/proc/thread-self/ns/net") as home, open(f"/run/netns/{space}") as there:
+        if libc.setns(there.fileno(), 0):
+            raise OSError(ctypes.get_errno(), "setns")
+        try:
+            yield
+        finally:
+            libc.setns(home.fileno(), 0)
 
 
 class Broadcast(Scenario):
-    """Each node on a host of its own: real broadcasts to 255.255.255.255."""
+    """Each node on a host of its own: real broadcasts to 255.255.255.255, without a default route."""
 
     def setUp(self):
         try:
@@ -207,3 +214,55 @@ class Broadcast(Scenario):
         except (OSError, subprocess.CalledProcessError) as err:
             raise unittest.SkipTest(f"network namespaces are not available here: {getattr(err, 'stderr', err)}")
         self.addCleanup(self.net.close)
+
+    def hosts(self):
+        """Three nodes that know nobody, each on its host."""
+        c = self.cluster(3, start=False, cluster={"name": "found", "secret": "s3", "insecure": True},
+                         discovery={"enabled": True})
+        for i, node in enumerate(c.nodes):
+            node.sections["network"] = {"listen_addr": f"0.0.0.0:{node.port}", "client_port": node.port, "raft_port": 9001}
+            node.sections["node"]["address"] = f"10.77.0.{i + 1}"
+            node.prefix = ["ip", "netns", "exec", self.net.spaces[i]]
+            node.client.connection = functools.partial(Connection, self.net.spaces[i])
+        return c
+
+    def test_forms_in_five_seconds(self):
+        c = self.hosts()
+        start = time.monotonic()
+        c.start()
+        self.expect(c.nodes[2].put("/first", b"x"), 201)
+        took = time.monotonic() - start
+        print(f"formed and wrote in {took:.2f} s", end=" ", flush=True)
+        self.assertLess(took, 5.0)
+        self.assertEqual({n.get("/cluster/status").json()["cluster_id"] for n in c.nodes},
+                         {c.nodes[0].get("/cluster/status").json()["cluster_id"]})
+        check(self, c)
+
+    def test_a_pulled_cable_is_seen(self):
+        c = self.hosts().start()
+        first, third = c.nodes[0], c.nodes[2]
+        self.net.plug(2, "down")
+        wait_for("the third is dead", lambda: states(first)[3] == "dead", 10)
+        self.assertEqual(states(first)[2], "alive")
+        wait_for("the others are dead to it", lambda: (states(third)[1], states(third)[2]) == ("dead", "dead"), 10)
+        self.assertEqual(sorted(states(third)), [1, 2, 3], "silence removes nobody")
+        self.net.plug(2, "up")
+        wait_for("all are alive", lambda: all(set(states(n).values()) == {"alive"} for n in c.nodes), 20)
+        c.wait_ready()
+        check(self, c)
+
+
+class Connection(http.client.HTTPConnection):
+    """A connection made inside a network namespace."""
+
+    def __init__(self, space, *args, **kw):
+        super().__init__(*args, **kw)
+        self.space = space
+
+    def connect(self):
+        with inside(self.space):
+            super().connect()
+
+
+if __name__ == "__main__":
+    helpers.main()
