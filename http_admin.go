@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -244,12 +245,14 @@ func (s *server) transfer(c *call) (reply, error) {
 	if to.To == nil {
 		return reply{}, badRequest("malformed", `the body names no node, want {"to": id}`)
 	}
-	known := false
-	for _, m := range s.node.members() {
-		known = known || m.id == *to.To
-	}
-	if !known {
+	members := s.node.members()
+	k := slices.IndexFunc(members, func(m memberInfo) bool { return m.id == *to.To })
+	if k < 0 {
 		return reply{}, badRequest("unknown_node", "node %d is not a member", *to.To)
+	}
+	if members[k].role == "learner" {
+		message := "node " + strconv.FormatUint(*to.To, 10) + " does not vote and cannot lead"
+		return reply{}, &apiError{status: 409, code: "not_a_voter", message: message}
 	}
 	if err := s.node.transfer(s.writes.context(), *to.To); err != nil {
 		return reply{}, err

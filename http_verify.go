@@ -261,7 +261,7 @@ func sumValue(e *entry) (hash, error) {
 	}
 	sum := sha256.New()
 	_, err := io.CopyBuffer(sum, io.NewSectionReader(e.value, 0, int64(e.size)), make([]byte, min(e.size, 256<<10)))
-	return hash(sum.Sum(nil)), err
+	return hash(sum.Sum(nil)), unreadable(err)
 }
 
 // segmentOf returns the confirmed segment that holds entry seq, nil while there

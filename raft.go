@@ -191,6 +191,7 @@ func openNode(o nodeOptions) (_ *node, err error) {
 	}
 	n.transport = newRaftTransport(n.port, transportOptions{
 		stalled: func() bool { return n.log.stalled(time.Second) },
+		leads:   n.leads,
 		timeout: 10 * time.Second,
 		logger:  o.logger,
 	})
@@ -295,7 +296,9 @@ func (n *node) conflicts(index, term uint64) (bool, error) {
 // if this node was there when the cluster formed and has no state yet.
 func (n *node) startRaft() error {
 	self := n.self.Load()
-	n.store.o.cluster = self.cluster
+	if n.store.o.cluster != self.cluster { // formed or joined just now; else the store reads it already
+		n.store.o.cluster = self.cluster
+	}
 	f, err := newFSM(n.store, uploadLimit, n.fail)
 	if err != nil {
 		return err

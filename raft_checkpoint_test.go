@@ -40,6 +40,7 @@ func (c *testCluster) checkHead(i int, h signedHead, size uint64) {
 
 // TestFirstHead asks for a head of the first entry while the cluster forms.
 func TestFirstHead(t *testing.T) {
+	t.Parallel()
 	for _, size := range []int{1, 3} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
 			t.Parallel()
@@ -164,6 +165,7 @@ func TestHeadAfterRestart(t *testing.T) {
 // TestHeadRefused gives a node the file of another ledger, and one that says it
 // signed another tree: it says so and signs nothing.
 func TestHeadRefused(t *testing.T) {
+	t.Parallel()
 	other := newCluster(t, 1)
 	other.put(0, "other", "ledger")
 	other.signed(0, 1, false)

@@ -224,8 +224,8 @@ func (c *headCollector) askLeader() (signedHead, error) {
 	n := c.n
 	ctx, cancel := context.WithTimeout(n.ctx, leaderWait)
 	defer cancel()
-	addr, _ := n.leaderServer()
-	if addr == "" {
+	addr, leader := n.leaderServer()
+	if addr == "" || leader == serverID(n.identity()) { // it would wait for the round that asks
 		return signedHead{}, errNoLeader
 	}
 	var reply headReply

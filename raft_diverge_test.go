@@ -87,6 +87,7 @@ func (c *testCluster) repair(i int) {
 // middle of a segment or at its end, whether it follows or leads; the others go
 // on. It does not start again until it was repaired, and then has what they have.
 func TestDivergedNode(t *testing.T) {
+	t.Parallel()
 	for name, row := range map[string]struct {
 		leads, sealed bool
 	}{

@@ -145,8 +145,13 @@ func (n *node) confirmTerm(ctx context.Context) error {
 	}
 	quorum := len(voters)/2 + 1
 	for ; votes < quorum && left > 0; left-- {
-		if <-agree {
-			votes++
+		select {
+		case ok := <-agree:
+			if ok {
+				votes++
+			}
+		case <-ctx.Done(): // a question can wait longer than that for room in its connection
+			left = 1
 		}
 	}
 	if votes < quorum || !n.isReady() || n.readyTerm.Load() != term {

@@ -123,7 +123,10 @@ func (n *node) requestSeal(ctx context.Context, size uint64) error {
 	if addr == "" {
 		return errNoLeader
 	}
-	return n.call(ctx, http.MethodPost, string(addr), "/seal", nil, nil)
+	if err := n.call(ctx, http.MethodPost, string(addr), "/seal", nil, nil); err != nil {
+		return fmt.Errorf("%w: %w", errNoLeader, err) // or it just was
+	}
+	return nil
 }
 
 // serveSeal seals for a follower.

@@ -23,6 +23,7 @@ func partsOf(id uint64, size int, op operation) (parts [][]byte) {
 
 // An upload is whole or absent, whatever comes between its parts.
 func TestUploadInterrupted(t *testing.T) {
+	t.Parallel()
 	for name, row := range map[string]struct {
 		event func(c *testCluster)
 		lost  bool
@@ -191,6 +192,7 @@ func TestUploadsAndSeals(t *testing.T) {
 
 // A segment is sealed when it is large or old enough, without anybody asking.
 func TestSealBySizeAndAge(t *testing.T) {
+	t.Parallel()
 	for name, change := range map[string]func(*nodeOptions){
 		"size": func(o *nodeOptions) { o.segmentSize = 1000 },
 		"age":  func(o *nodeOptions) { o.sealAfter = 10 * time.Millisecond },
@@ -264,5 +266,21 @@ func TestSealAnswers(t *testing.T) {
 	c.kill(1 - lead)
 	if err := c.nodes[lead].seal(t.Context()); !errors.Is(err, errNoLeader) && !errors.Is(err, errUnknownOutcome) {
 		t.Errorf("sealing without a quorum: %v", err)
+	}
+}
+
+// A follower whose leader dies while it asks for a seal goes on with the next one.
+func TestSealWhileTheLeaderDies(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 3)
+	lead := c.leader()
+	n := c.nodes[(lead+1)%3]
+	c.put(lead, "a", "1")
+	c.kill(lead)
+	if err := n.requestSeal(t.Context(), 1); !errors.Is(err, errNoLeader) {
+		t.Errorf("asking a dead leader: %v, want errNoLeader", err)
+	}
+	if err := n.seal(t.Context()); err != nil {
+		t.Errorf("sealing with the next leader: %v", err)
 	}
 }

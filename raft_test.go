@@ -179,6 +179,7 @@ func TestFate(t *testing.T) {
 // A follower whose memory holds something else than was agreed finds out when
 // the segment is sealed, and stops; the others go on. It comes back with a new disk.
 func TestDivergenceStopsNode(t *testing.T) {
+	t.Parallel()
 	for name, row := range map[string]struct {
 		change func(p *pendingSegment)
 		want   string
@@ -270,6 +271,7 @@ func (c *testCluster) goOn(acked *atomic.Int64, count int64) {
 
 // Each node in turn is closed in order and opened again while clients write.
 func TestRollingRestart(t *testing.T) {
+	t.Parallel()
 	for _, size := range []int{1, 3} {
 		t.Run(fmt.Sprint(size, " nodes"), func(t *testing.T) {
 			t.Parallel()

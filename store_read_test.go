@@ -95,6 +95,15 @@ func TestSegmentByID(t *testing.T) {
 	if _, _, err := h.store.sealedFile("x"); !errors.Is(err, errNotFound) {
 		t.Errorf("error is %v", err)
 	}
+	path := h.store.segmentPath(info)
+	for at := range int64(info.size) {
+		flipBit(t, path, at, uint(at%8))
+		if f, _, err := h.store.sealedFile(info.id()); !errors.Is(err, errCorrupt) {
+			f.Close()
+			t.Errorf("file with a flipped bit in byte %d: %v", at, err)
+		}
+		flipBit(t, path, at, uint(at%8))
+	}
 }
 
 // TestReadMeanwhile reads while entries are written, sealed and merged: a
