@@ -67,6 +67,17 @@ func (p *peer) state(now time.Time) string {
 	return stateDead
 }
 
+// shownState is what others are told of a peer. With discovery, whichever of
+// announcements and hellos came last counts; what this node decides rests on
+// hellos alone.
+func (n *node) shownState(id raft.ServerID, p peer) string {
+	node, incarnation, err := parseServerID(id)
+	if n.o.peerState == nil || err != nil {
+		return p.state(n.o.now())
+	}
+	return n.o.peerState(node, incarnation, p.heard)
+}
+
 // peerTable remembers the last hello of every Raft server.
 type peerTable struct {
 	mu   sync.Mutex
@@ -174,7 +185,7 @@ func (n *node) members() []memberInfo {
 
 // describe tells what is known of one server.
 func (n *node) describe(s raft.Server, leader raft.ServerID) memberInfo {
-	id, incarnation, _ := parseServerID(s.ID)
+	id, _, _ := parseServerID(s.ID)
 	m := memberInfo{id: id, raft: string(s.Address), role: "follower", state: stateDead}
 	switch {
 	case s.ID == leader:
@@ -183,21 +194,16 @@ func (n *node) describe(s raft.Server, leader raft.ServerID) memberInfo {
 		m.role = "learner"
 	}
 	h, state := hello{}, stateDead
-	p, met := n.peers.get(s.ID)
-	if met {
-		h, state = p.hello, p.state(n.o.now())
+	if s.ID == serverID(n.identity()) {
+		h, state = n.hello(), stateAlive
+	} else if p, ok := n.peers.get(s.ID); ok {
+		h, state = p.hello, n.shownState(s.ID, p)
 	} else {
 		for _, f := range n.self.Load().Members { // not heard yet: what the founders wrote down
 			if f.ID == id {
 				h.HTTP, h.Region = f.HTTP, f.Region
 			}
 		}
-	}
-	if n.o.peerState != nil {
-		state = n.o.peerState(id, incarnation, p.heard)
-	}
-	if s.ID == serverID(n.identity()) {
-		h, state = n.hello(), stateAlive
 	}
 	m.http, m.region, m.version, m.applied, m.state = h.HTTP, h.Region, h.Version, h.Applied, state
 	return m
