@@ -42,16 +42,12 @@ func (s *server) health(c *call) (reply, error) {
 	if st.leader != nil {
 		a.Leader = &st.leader.id
 	}
-	if st.archive != "" {
-		a.Checks["archive"] = st.archive
-		if st.archive != "ok" {
-			a.Status = "degraded"
-		}
-	}
-	if st.storage != "" {
-		a.Checks["storage"] = st.storage
-		if st.storage != "ok" {
-			a.Status = "degraded"
+	for name, state := range map[string]string{"archive": st.archive, "storage": st.storage, "signing": st.signing} {
+		if state != "" {
+			a.Checks[name] = state
+			if state != "ok" {
+				a.Status = "degraded"
+			}
 		}
 	}
 	if st.diskFull {

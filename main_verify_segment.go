@@ -28,12 +28,6 @@ type auditedSegment struct {
 	earliest int64 // of its first entry
 }
 
-// digest is a SHA-256 under way.
-type digest interface {
-	io.Writer
-	Sum(b []byte) []byte
-}
-
 // segmentAudit is one audit of one file.
 type segmentAudit struct {
 	src   io.ReaderAt

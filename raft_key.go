@@ -266,6 +266,8 @@ func (n *node) rotate(ctx context.Context, replaces publicKey) (stale bool, err 
 	if addr == "" {
 		return false, errNoLeader
 	}
+	ctx, cancel := n.whileLeads(ctx, string(addr))
+	defer cancel()
 	var reply rotateReply
 	if err := n.call(ctx, http.MethodPost, string(addr), "/rotate-key", rotateRequest{replaces[:]}, &reply); err != nil {
 		return false, fmt.Errorf("%w: rotating the ledger key: %w", errUnknownOutcome, err)

@@ -109,7 +109,9 @@ func (n *node) tryReadRound(ctx context.Context) error {
 	if addr == "" {
 		return errNoLeader
 	}
-	size, err := n.askNumber(ctx, string(addr), askConfirm)
+	asked, cancel := n.whileLeads(ctx, string(addr))
+	size, err := n.askNumber(asked, string(addr), askConfirm)
+	cancel()
 	if err != nil {
 		return err
 	}

@@ -269,6 +269,23 @@ func TestSealAnswers(t *testing.T) {
 	}
 }
 
+// After a seal every node shows the segments, whichever was asked.
+func TestSealIsSeenEverywhere(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 3)
+	for i := range 12 {
+		c.put(i%3, fmt.Sprint("key-", i), "v")
+		if err := c.nodes[i%3].seal(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		for k, n := range c.nodes {
+			if got := n.store.currentManifest().confirmedEnd(); got <= uint64(i) {
+				t.Errorf("seal %d through node %d: node %d shows %d entries", i, i%3+1, k+1, got)
+			}
+		}
+	}
+}
+
 // A follower whose leader dies while it asks for a seal goes on with the next one.
 func TestSealWhileTheLeaderDies(t *testing.T) {
 	t.Parallel()

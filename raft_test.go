@@ -85,6 +85,31 @@ func gates() (disks map[uint64]*gateDisk, change func(*nodeOptions)) {
 	}
 }
 
+// What was asked of a leader that hangs, with its connections open, holds up
+// nothing once another one leads.
+func TestLeaderThatHangs(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 3)
+	old := c.leader()
+	follower := (old + 1) % 3
+	c.put(follower, "a", "1")
+	c.isolate(old, linkSilent)
+	hung := c.nodes[follower].send(&request{ops: []operation{putOf("hung", "x")}})
+	c.leader(old)
+	start := time.Now()
+	c.put(follower, "a", "2")
+	if v := c.get(follower, "a"); v != "2" {
+		t.Errorf("the follower reads %q", v)
+	}
+	if f := receive(t, hung, "the hung write is answered"); f.err != nil && !errors.Is(f.err, errUnknownOutcome) {
+		t.Errorf("the hung write: %v", f.err)
+	}
+	if took, limit := time.Since(start), c.nodes[follower].o.readTimeout; took > limit {
+		t.Errorf("that took %v, want less than any time-out, %v", took, limit)
+	}
+	c.links.heal()
+}
+
 // F6: a leader whose log disk hangs loses its office, and the others go on.
 func TestF6HungDisk(t *testing.T) {
 	t.Parallel()

@@ -50,7 +50,7 @@ func (s *scrubState) wasSound(info segmentInfo, st os.FileInfo) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	was, ok := s.sound[info.first]
-	return ok && os.SameFile(was, st) && was.ModTime().Equal(st.ModTime()) && was.Size() == st.Size() && time.Since(was.at) < soundFor
+	return ok && os.SameFile(was.FileInfo, st) && was.ModTime().Equal(st.ModTime()) && was.Size() == st.Size() && time.Since(was.at) < soundFor
 }
 
 // noteSound remembers that a file was sound, and forgets those for which it is

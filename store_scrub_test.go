@@ -201,6 +201,7 @@ func TestScrubLedger(t *testing.T) {
 	}
 	h.settle()
 	s := h.store
+	s.ledger.db.NoSync = true // hundreds of passes, and no power to lose
 	p := &pace{rate: 1 << 40}
 	tiles := func() map[string][]byte {
 		all := make(map[string][]byte)

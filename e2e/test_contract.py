@@ -156,7 +156,10 @@ class Contract(Scenario):
                 c.stop()
                 c.start()
             for node in c.nodes:
-                wait_for("the segment", lambda: node.get("/verify/large").json()["segment"])
+                if again:
+                    wait_for("the segment", lambda: node.get("/verify/large").json()["segment"])
+                covered = sum(s["count"] for s in self.expect(node.get("/ledger/manifest"), 200).json()["segments"])
+                self.assertEqual(covered, len(written))
                 for seq, (key, value, op) in written.items():
                     e = self.verify(node, key, {"seq": seq})
                     self.assertEqual(set(e["segment"]), {"id", "merkle_root"})
