@@ -25,13 +25,12 @@ import (
 // discovery_packet.go, how nodes on one host share a port in discovery_port_*.go.
 type discovery struct {
 	// immutable after start
-	o       discoveryOptions
-	own     func() (incarnation uint64, cluster [16]byte)
-	conn    *net.UDPConn // hears
-	started time.Time
-	ctx     context.Context
-	cancel  context.CancelFunc
-	done    sync.WaitGroup
+	o      discoveryOptions
+	own    func() (incarnation uint64, cluster [16]byte)
+	conn   *net.UDPConn // hears
+	ctx    context.Context
+	cancel context.CancelFunc
+	done   sync.WaitGroup
 
 	endpoints atomic.Pointer[[]netip.AddrPort] // o.endpoints as they were last looked up
 	soon      chan struct{}                    // announce without waiting for the next heartbeat
@@ -41,9 +40,10 @@ type discovery struct {
 	sequence uint64
 	failing  string // the last error of sending, "" = none
 
-	mu    sync.Mutex
-	peers map[announcer]heardPeer
-	told  [len(dropLabels)]bool // causes that were logged
+	mu      sync.Mutex
+	started time.Time
+	peers   map[announcer]heardPeer
+	told    [len(dropLabels)]bool // causes that were logged
 }
 
 // discoveryOptions is what discovery needs to know.
@@ -122,7 +122,10 @@ func (d *discovery) start(own func() (incarnation uint64, cluster [16]byte)) err
 	if err != nil {
 		return fmt.Errorf("listening for announcements: %w", err)
 	}
-	d.own, d.conn, d.started = own, conn.(*net.UDPConn), d.o.now()
+	d.own, d.conn = own, conn.(*net.UDPConn)
+	d.mu.Lock()
+	d.started = d.o.now() // addresses may be asked for already
+	d.mu.Unlock()
 	d.done.Go(d.hearLoop)
 	d.done.Go(d.announceLoop)
 	if len(d.o.endpoints) > 0 {
@@ -146,9 +149,9 @@ func (d *discovery) close() {
 // before forming one.
 func (d *discovery) addresses() []string {
 	now := d.o.now()
-	settled := now.Sub(d.started) >= 2*d.o.heartbeat
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	settled := now.Sub(d.started) >= 2*d.o.heartbeat
 	var all []string
 	for _, p := range d.peers {
 		if d.judge(now.Sub(p.heard)) != peerDead && (settled || p.formed()) {
