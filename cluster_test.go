@@ -43,10 +43,11 @@ type ack struct {
 
 // testNode is one member.
 type testNode struct {
-	*node // nil while it is down; only the test's goroutine changes it, holding mu
-	mu    sync.RWMutex
-	o     nodeOptions
-	dead  atomic.Bool // the disk takes no more steps of the store: what a crash leaves
+	*node     // nil while it is down; only the test's goroutine changes it, holding mu
+	mu        sync.RWMutex
+	o         nodeOptions
+	discovery *discovery  // nil: it has seeds
+	dead      atomic.Bool // the disk takes no more steps of the store: what a crash leaves
 }
 
 // waitLimit bounds every wait of the tests.

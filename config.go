@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"net"
+	"net/netip"
 	"net/url"
 	"os"
 	"slices"
@@ -29,7 +30,7 @@ type config struct {
 	Storage   storageConfig   `toml:"storage"`
 	Consensus consensusConfig `toml:"consensus"`
 	Cluster   clusterConfig   `toml:"cluster"`
-	Discovery discoveryConfig `toml:"discovery" later:"true"`
+	Discovery discoveryConfig `toml:"discovery"`
 	API       apiConfig       `toml:"api"`
 	Witness   witnessConfig   `toml:"witness"`
 	Log       logConfig       `toml:"log"`
@@ -156,7 +157,8 @@ type clusterConfig struct {
 	// Nodes refuse peers of another name. Default scribe.
 	Name string `toml:"name" min:"1" max:"64"`
 	// How many nodes form the first cluster, once; 1 = alone. Default
-	// len(seed_peers)+1.
+	// len(seed_peers)+1; none when discovery alone finds the others, for then a
+	// node that was told nothing would be a cluster of its own.
 	Expect int64 `toml:"expect" min:"1" max:"99"`
 	// Text that nodes prove to each other that they know. Default none.
 	Secret string `toml:"secret" max:"256" hidden:"true"`
@@ -167,18 +169,24 @@ type clusterConfig struct {
 	Voter bool `toml:"voter" later:"true"`
 }
 
-// discoveryConfig is [discovery]: finding peers by UDP broadcast.
+// discoveryConfig is [discovery]: finding the other nodes of cluster.name by UDP.
+// They are asked as those in seed_peers are; nobody is a member because it was
+// heard. Announcements are signed with cluster.secret: without one anybody on
+// the network can make them up, though no more than waste connections with them.
 type discoveryConfig struct {
-	// Whether peers are looked for. Default false: seed_peers is enough.
+	// Whether nodes announce themselves and listen. Default false: seed_peers is enough.
 	Enabled bool `toml:"enabled"`
-	// UDP port. Default 17946.
+	// UDP port, the same on all nodes; those on one host share it. Default 17946.
 	DiscoveryPort int64 `toml:"discovery_port" min:"1" max:"65535"`
-	// IP address announcements go to. Default 255.255.255.255.
+	// IPv4 address that announcements go to; they go to the hosts in seed_peers
+	// too. Default 255.255.255.255, the network that node.address is on. For a
+	// node at a loopback address it is 127.255.255.255, all nodes on this host.
 	BroadcastAddr string `toml:"broadcast_addr" min:"1" max:"64"`
-	// Milliseconds between two announcements. Default 500.
+	// Milliseconds between two announcements. Nodes form a cluster with peers
+	// only after listening for two of them. Default 500.
 	HeartbeatIntervalMS int64 `toml:"heartbeat_interval_ms" min:"10" max:"60000"`
-	// Milliseconds of silence after which a peer counts as gone; more than
-	// heartbeat_interval_ms. Default 1500.
+	// Milliseconds of silence after which a peer is dead; more than
+	// heartbeat_interval_ms, and halfway between both it is suspect. Default 1500.
 	FailureTimeoutMS int64 `toml:"failure_timeout_ms" min:"20" max:"600000"`
 }
 
@@ -271,7 +279,7 @@ func (c *config) settleExpect() {
 	switch {
 	case c.bootstrap:
 		c.Cluster.Expect = 1
-	case c.Cluster.Expect == 0:
+	case c.Cluster.Expect == 0 && (len(c.seeds()) > 0 || !c.Discovery.Enabled):
 		c.Cluster.Expect = int64(len(c.seeds())) + 1
 	}
 }
@@ -302,6 +310,27 @@ func (c *config) host() string {
 	return c.Node.Address
 }
 
+// broadcast is where announcements go. What leaves a loopback address reaches
+// this host only, and there 127.255.255.255 reaches every node.
+func (c *config) broadcast() netip.Addr {
+	if loopback(c.Node.Address) || loopback(c.Discovery.BroadcastAddr) {
+		return netip.AddrFrom4([4]byte{127, 255, 255, 255})
+	}
+	addr, _ := netip.ParseAddr(c.Discovery.BroadcastAddr) // validate has looked at it
+	return addr.Unmap()
+}
+
+// endpoints are the hosts of seed_peers, once each.
+func (c *config) endpoints() []string {
+	var hosts []string
+	for _, s := range c.seeds() {
+		if host, _, err := net.SplitHostPort(s); err == nil && !slices.Contains(hosts, host) {
+			hosts = append(hosts, host)
+		}
+	}
+	return hosts
+}
+
 // httpURL is where others reach the client port, whose number is port: a
 // listener on all interfaces is reached at node.address.
 func (c *config) httpURL(port int) string {
@@ -322,7 +351,7 @@ func (c *config) seeds() []string {
 // to be seen. A key that is already at fault is not judged again.
 func (l *configLoader) validate() {
 	c := l.config
-	alone := c.Cluster.Expect <= 1 && len(c.Network.SeedPeers) == 0
+	alone := c.Cluster.Expect <= 1 && len(c.Network.SeedPeers) == 0 && !c.Discovery.Enabled
 	l.check(validHost(c.Node.Address) && (alone || !unspecified(c.Node.Address)), c.Node.Address,
 		"an IP address or host name at which other nodes reach this one", "node.address")
 	l.validatePorts()
@@ -341,11 +370,22 @@ func (l *configLoader) validate() {
 		"a URL such as https://host:port", "storage.s3.endpoint")
 	l.check((s3.AccessKeyID == "") == (s3.SecretAccessKey == ""), "one of them",
 		"access_key_id and secret_access_key both or neither", "storage.s3.access_key_id", "storage.s3.secret_access_key")
-	l.check(net.ParseIP(c.Discovery.BroadcastAddr) != nil, c.Discovery.BroadcastAddr,
-		"an IP address", "discovery.broadcast_addr")
+	l.validateDiscovery()
+}
+
+// validateDiscovery checks what finds the other nodes.
+func (l *configLoader) validateDiscovery() {
+	c := l.config
+	ip := net.ParseIP(c.Discovery.BroadcastAddr)
+	l.check(ip.To4() != nil && !ip.IsMulticast() && !ip.IsUnspecified(), c.Discovery.BroadcastAddr,
+		"an IPv4 address, such as 255.255.255.255", "discovery.broadcast_addr")
 	l.check(c.Discovery.FailureTimeoutMS > c.Discovery.HeartbeatIntervalMS, c.Discovery.FailureTimeoutMS,
 		fmt.Sprintf("more than heartbeat_interval_ms = %d", c.Discovery.HeartbeatIntervalMS),
 		"discovery.failure_timeout_ms", "discovery.heartbeat_interval_ms")
+	l.check(c.Cluster.Expect > 0, c.Cluster.Expect,
+		"the number of nodes that form the first cluster: seed_peers does not tell it", "cluster.expect", "discovery.enabled")
+	l.check(!c.Discovery.Enabled || c.Cluster.Secret != "" || c.Cluster.Insecure || loopback(c.Node.Address), `""`,
+		"a text that announcements are signed with, or cluster.insecure = true", "cluster.secret", "discovery.enabled")
 }
 
 // validatePorts checks the client's listener and that the two ports differ.

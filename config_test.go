@@ -158,7 +158,7 @@ func TestConfigFaults(t *testing.T) {
 		{"[cluster]\nsecret = 12345", "2: cluster.secret: want a string of 0 to 256 bytes, got another (not shown)"},
 		{"[cluster]\ninsecure = 'yes'", "2: cluster.insecure: want true or false, got 'yes'"},
 		{"[discovery]\nfailure_timeout_ms = 500", "2: discovery.failure_timeout_ms: want more than heartbeat_interval_ms = 500, got 500"},
-		{"[discovery]\nbroadcast_addr = 'all'", "2: discovery.broadcast_addr: want an IP address, got all"},
+		{"[discovery]\nbroadcast_addr = 'all'", "2: discovery.broadcast_addr: want an IPv4 address, such as 255.255.255.255, got all"},
 		{"[api]\nread_consistency = 'maybe'", "2: api.read_consistency: want linearizable or stale, got 'maybe'"},
 		{"[api]\nwrite_timeout_secs = 0", "2: api.write_timeout_secs: want a whole number from 1 to 3600, got 0"},
 		{"[witness]\ntargets = 'x'", "2: witness.targets: want a list of at most 16 strings, got 'x'"},

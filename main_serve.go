@@ -40,6 +40,9 @@ func (p *program) serve(ctx context.Context, args []string) error {
 	if c.host() != c.Node.Address {
 		logger.Warn("no other node can join one whose address stands for all interfaces", "address", c.Node.Address)
 	}
+	if c.Discovery.Enabled && c.Cluster.Secret == "" {
+		logger.Warn("announcements are signed with no secret: anybody on the network can make them up", "key", "cluster.secret")
+	}
 	limitMemory(ctx)
 	start := func(ln net.Listener) (*service, error) { return p.startNode(c, ln, logger) }
 	if err := serveForever(ctx, c.clientAddr(), logger, start); err != nil {
@@ -129,15 +132,32 @@ func serveOnce(ctx context.Context, ln net.Listener, logger *slog.Logger, start 
 func (p *program) startNode(c *config, ln net.Listener, logger *slog.Logger) (*service, error) {
 	m := newMetrics()
 	url := c.httpURL(ln.Addr().(*net.TCPAddr).Port)
-	n, err := openNode(nodeOptionsFrom(c, url, logger, m))
+	o := nodeOptionsFrom(c, url, logger, m)
+	var found *discovery
+	if c.Discovery.Enabled {
+		found = newDiscovery(discoveryOptionsFrom(c, url, logger, m))
+		o.suggest, o.peerState = found.addresses, found.state
+	}
+	n, err := openNode(o)
 	if err != nil {
 		return nil, fmt.Errorf("opening the node: %w", err)
+	}
+	if found != nil {
+		if err := found.start(n.announced); err != nil {
+			return nil, errors.Join(err, n.release())
+		}
 	}
 	s := newServer(n, serverOptionsFrom(c, logger, m))
 	ended := make(chan error, 1)
 	go func() { ended <- s.serve(ln) }()
 	p.announce(c, url, logger)
-	return &service{n.failed(), ended, func() error { return stopNode(n, s, logger) }}, nil
+	stop := func() error {
+		if found != nil {
+			found.close()
+		}
+		return stopNode(n, s, logger)
+	}
+	return &service{n.failed(), ended, stop}, nil
 }
 
 // stopNode ends the requests under way, hands over leadership and closes the
@@ -178,6 +198,17 @@ func nodeOptionsFrom(c *config, url string, logger *slog.Logger, m *metrics) nod
 	}
 }
 
+// discoveryOptionsFrom translates the configuration for discovery.
+func discoveryOptionsFrom(c *config, url string, logger *slog.Logger, m *metrics) discoveryOptions {
+	return discoveryOptions{
+		name: c.Cluster.Name, secret: c.Cluster.Secret, node: uint64(c.Node.ID), raft: c.raftAddr(), http: url,
+		host: c.host(), port: uint16(c.Discovery.DiscoveryPort), broadcast: c.broadcast(), endpoints: c.endpoints(),
+		heartbeat: time.Duration(c.Discovery.HeartbeatIntervalMS) * time.Millisecond,
+		timeout:   time.Duration(c.Discovery.FailureTimeoutMS) * time.Millisecond,
+		logger:    logger, metrics: m, now: time.Now,
+	}
+}
+
 // witnessTargets translates the witnesses, which validate has looked at.
 func witnessTargets(list []string) []witnessTarget {
 	var all []witnessTarget
@@ -210,6 +241,9 @@ func (p *program) announce(c *config, url string, logger *slog.Logger) {
 	formation := "alone"
 	if c.Cluster.Expect > 1 || len(c.seeds()) > 0 {
 		formation = fmt.Sprintf("formed by %d, seeds %s", c.Cluster.Expect, strings.Join(c.seeds(), " "))
+	}
+	if c.Discovery.Enabled {
+		formation += fmt.Sprintf(", discovery by UDP port %d", c.Discovery.DiscoveryPort)
 	}
 	fmt.Fprintf(p.stderr, "Scribe Ledger %s\n  node %d of cluster %s, %s\n  clients  %s\n  nodes    %s\n  data     %s\n",
 		buildVersion(), c.Node.ID, c.Cluster.Name, formation, url, c.raftAddr(), c.Node.DataDir)

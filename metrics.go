@@ -66,6 +66,13 @@ type metrics struct {
 		differs  counter   `help:"Verifications that found a difference."`
 		seconds  histogram `help:"Time from the commit of a write to its receipt."`
 	}
+	discovery struct {
+		sent    counter                     `help:"Announcements sent."`
+		failed  counter                     `help:"Announcements that could not be sent."`
+		heard   counter                     `help:"Announcements heard and believed, this node's own included."`
+		dropped [len(dropLabels)]counter    `help:"Announcements dropped." label:"cause"`
+		peers   [len(peerStateLabels)]gauge `help:"Other nodes that announce themselves." label:"state"`
+	}
 	follow struct {
 		streams gauge   `help:"Open streams that follow the ledger."`
 		entries counter `help:"Entries sent on streams that follow the ledger."`
@@ -79,9 +86,11 @@ type metrics struct {
 
 // Label values, in the order of the constants that index them.
 var (
-	routeLabels = [...]string{"entry", "history", "keys", "batch", "health", "metrics", "cluster", "ledger", "verify", "follow", "other"}
-	classLabels = [...]string{"1xx", "2xx", "3xx", "4xx", "5xx"}
-	labelValues = map[string][]string{"route": routeLabels[:], "class": classLabels[:]}
+	routeLabels     = [...]string{"entry", "history", "keys", "batch", "health", "metrics", "cluster", "ledger", "verify", "follow", "other"}
+	classLabels     = [...]string{"1xx", "2xx", "3xx", "4xx", "5xx"}
+	dropLabels      = [...]string{"malformed", "version", "foreign", "forged", "stale", "replayed", "crowded"}
+	peerStateLabels = [...]string{"alive", "suspect", "dead"}
+	labelValues     = map[string][]string{"route": routeLabels[:], "class": classLabels[:], "cause": dropLabels[:], "state": peerStateLabels[:]}
 )
 
 // counter is a number that only grows.

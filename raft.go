@@ -88,10 +88,12 @@ type node struct {
 // nodeOptions is what a node needs to know; sizes are bytes.
 type nodeOptions struct {
 	id          uint64
-	httpURL     string   // URL of the client port, as others reach it
-	raftAddr    string   // host:port of the internal port, as others reach it
-	raftListen  string   // where the internal port listens
-	seeds       []string // internal addresses of other nodes
+	httpURL     string                                                   // URL of the client port, as others reach it
+	raftAddr    string                                                   // host:port of the internal port, as others reach it
+	raftListen  string                                                   // where the internal port listens
+	seeds       []string                                                 // internal addresses of other nodes
+	suggest     func() []string                                          // more of them, as they are found; nil: none
+	peerState   func(node, incarnation uint64, contact time.Time) string // alive, suspect or dead; nil: by contact alone
 	dataDir     string
 	clusterName string
 	secret      string

@@ -175,6 +175,12 @@ func (n *node) identity() identity {
 	return identity{cluster: f.cluster, name: f.ClusterName, node: f.NodeID, incarnation: f.incarnation}
 }
 
+// announced is what discovery tells others of this node.
+func (n *node) announced() (incarnation uint64, cluster [16]byte) {
+	self := n.identity()
+	return self.incarnation, self.cluster
+}
+
 // server returns the Raft server id of a founding member.
 func (m *member) server(c clusterID) (raft.Server, error) {
 	inc, err := parseIncarnation(m.Incarnation)

@@ -16,9 +16,10 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// How a cluster forms. expect nodes that list each other as seeds say hello
-// until all of them are there and none has state. The one with the lowest id
-// draws the cluster id and asks each of the others to pledge: to write down,
+// How a cluster forms. expect nodes that list each other as seeds, or that
+// discovery suggests to each other, say hello until all of them are there and
+// none has state. The one with the lowest id draws the cluster id and asks each
+// of the others to pledge: to write down,
 // durably, that this is the only cluster it may ever form. When all have
 // pledged, and not before, it tells them to form, and each writes the same
 // first Raft configuration. A node pledges once, so of two overlapping sets of
@@ -83,16 +84,21 @@ func (n *node) formLoop() {
 // error says what is missing.
 func (n *node) tryForm() error {
 	met, err := n.helloSeeds()
-	for _, h := range met {
-		if h.ClusterID == "" {
-			continue
-		}
-		if g := n.self.Load().Pledge; g != nil && g.ClusterID == h.ClusterID {
+	g := n.self.Load().Pledge
+	formed := slices.DeleteFunc(slices.Clone(met), func(h hello) bool { return h.ClusterID == "" })
+	for _, h := range formed {
+		if g != nil && g.ClusterID == h.ClusterID {
 			return n.form(g)
 		}
-		return n.join(h.Raft)
+		if first := formed[0]; h.ClusterID != first.ClusterID {
+			return fmt.Errorf("two clusters have this name: %s with node %d at %s, and %s with node %d at %s",
+				first.ClusterID, first.ID, first.Raft, h.ClusterID, h.ID, h.Raft)
+		}
 	}
-	if g := n.self.Load().Pledge; g != nil {
+	if len(formed) > 0 {
+		return n.join(formed[0].Raft)
+	}
+	if g != nil {
 		return n.finish(g)
 	}
 	if n.o.bootstrap || n.o.expect <= 1 {
@@ -108,21 +114,34 @@ func (n *node) tryForm() error {
 	return n.finish(&genesis{newClusterID().String(), n.o.clusterName, members})
 }
 
-// helloSeeds asks every seed who it is.
+// places returns the internal addresses at which other nodes may be: the seeds,
+// and what discovery suggests. Who is there, and whether it belongs to this
+// cluster, the connection shows.
+func (n *node) places() []string {
+	all := slices.Clone(n.o.seeds)
+	if n.o.suggest != nil {
+		all = append(all, n.o.suggest()...)
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
+// helloSeeds asks who is at each of the places.
 func (n *node) helloSeeds() (met []hello, err error) {
+	places := n.places()
 	type answer struct {
 		h   hello
 		err error
 	}
-	answers := make([]answer, len(n.o.seeds))
-	parallel(len(n.o.seeds), func(i int) {
+	answers := make([]answer, len(places))
+	parallel(len(places), func(i int) {
 		ctx, cancel := context.WithTimeout(n.ctx, 2*time.Second)
 		defer cancel()
-		answers[i].err = n.call(ctx, http.MethodGet, n.o.seeds[i], "/hello", nil, &answers[i].h)
+		answers[i].err = n.call(ctx, http.MethodGet, places[i], "/hello", nil, &answers[i].h)
 	})
 	for i, a := range answers {
 		if a.err != nil {
-			err = errors.Join(err, fmt.Errorf("seed %s: %w", n.o.seeds[i], a.err))
+			err = errors.Join(err, fmt.Errorf("node at %s: %w", places[i], a.err))
 			continue
 		}
 		met = append(met, a.h)

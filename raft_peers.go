@@ -68,6 +68,17 @@ func (p *peer) state(now time.Time) string {
 	return stateDead
 }
 
+// shownState is what others are told of a peer. With discovery, whichever of
+// announcements and hellos came last counts; what this node decides rests on
+// hellos alone.
+func (n *node) shownState(id raft.ServerID, p peer) string {
+	node, incarnation, err := parseServerID(id)
+	if n.o.peerState == nil || err != nil {
+		return p.state(n.o.now())
+	}
+	return n.o.peerState(node, incarnation, p.heard)
+}
+
 // peerTable remembers the last hello of every Raft server.
 type peerTable struct {
 	mu   sync.Mutex
@@ -187,7 +198,7 @@ func (n *node) describe(s raft.Server, leader raft.ServerID) memberInfo {
 	if s.ID == serverID(n.identity()) {
 		h, state = n.hello(), stateAlive
 	} else if p, ok := n.peers.get(s.ID); ok {
-		h, state = p.hello, p.state(n.o.now())
+		h, state = p.hello, n.shownState(s.ID, p)
 	} else {
 		for _, f := range n.self.Load().Members { // not heard yet: what the founders wrote down
 			if f.ID == id {

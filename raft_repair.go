@@ -87,7 +87,7 @@ func (n *node) refetch(info segmentInfo, write func(body func(io.Writer) error) 
 // findOthers returns nil if another node says that it leads this node's cluster.
 func (n *node) findOthers() error {
 	self := n.self.Load()
-	ask := slices.Clone(n.o.seeds)
+	ask := n.places()
 	for _, m := range self.Members {
 		if m.ID != self.NodeID && !slices.Contains(ask, m.Raft) {
 			ask = append(ask, m.Raft)

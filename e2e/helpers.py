@@ -114,6 +114,8 @@ class Reply:
 class Client:
     """Keep-alive connections to one port, shared by threads. Paths go out as they are."""
 
+    connection = http.client.HTTPConnection
+
     def __init__(self, port, timeout=60.0):
         self.port, self.timeout = port, timeout
         self.idle = queue.LifoQueue()
@@ -144,7 +146,7 @@ class Client:
         try:
             conn = self.idle.get_nowait()
         except queue.Empty:
-            return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout), False
+            return self.connection("127.0.0.1", self.port, timeout=timeout), False
         conn.sock.settimeout(timeout)
         return conn, True
 
@@ -190,6 +192,7 @@ class Node:
         self.request, self.get, self.put = self.client.request, self.client.get, self.client.put
         self.post, self.delete = self.client.post, self.client.delete
         self.process = None
+        self.prefix = []  # of the command: what the process runs in
         self.log_start = 0
 
     def start(self, *flags):
@@ -201,7 +204,7 @@ class Node:
         with open(self.log, "ab") as log:
             self.log_start = log.tell()
             self.process = subprocess.Popen(
-                [binary(), "serve", "--config", self.config, *flags], cwd=self.folder, stdin=subprocess.DEVNULL,
+                [*self.prefix, binary(), "serve", "--config", self.config, *flags], cwd=self.folder, stdin=subprocess.DEVNULL,
                 stdout=log, stderr=log)
         return self
 

@@ -1,0 +1,268 @@
+"""Nodes without seed_peers find each other by UDP, on one host and on one network; others never get in."""
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import hmac
+import http.client
+import json
+import os
+import socket
+import subprocess
+import time
+import unittest
+
+import helpers
+from helpers import Scenario, cli, free_port, wait_for
+from truth import check
+
+
+def metric(node, field):
+    return node.get("/metrics").json()["discovery"][field]
+
+
+def states(node):
+    """State of each member by id, as node knows it."""
+    return {m["id"]: m["state"] for m in node.get("/cluster/members").json()["members"]}
+
+
+class OneHost(Scenario):
+    """Three processes at 127.0.0.1 share the discovery port."""
+
+    def found(self, n=3, port=None, secret="s3", name="found", start=True, **discovery):
+        """A cluster of n nodes that know nobody."""
+        c = self.cluster(n, start=False, cluster={"name": name, "secret": secret},
+                         discovery={"enabled": True, "discovery_port": port or free_port(), **discovery})
+        for node in c.nodes:
+            node.sections["network"]["seed_peers"] = []
+        return c.start() if start else c
+
+    def test_forms_in_five_seconds(self):
+        c = self.found(start=False)
+        start = time.monotonic()
+        c.start()
+        self.expect(c.nodes[2].put("/first", b"x"), 201)
+        took = time.monotonic() - start
+        print(f"formed and wrote in {took:.2f} s", end=" ", flush=True)
+        self.assertLess(took, 5.0)
+        self.assertEqual(len({n.get("/cluster/status").json()["cluster_id"] for n in c.nodes}), 1)
+        check(self, c)
+
+    def test_a_part_waits_and_a_fourth_joins(self):
+        c = self.found(4, start=False)
+        for node in c.nodes:
+            node.sections["cluster"]["expect"] = 3
+        first, second, third, fourth = c.nodes
+        first.start()
+        second.start()
+        wait_for("both hear each other", lambda: first.get("/metrics").status == 200 and second.get("/metrics").status == 200
+                 and metric(first, "peers")["alive"] and metric(second, "peers")["alive"])
+        until = time.monotonic() + 2
+        while time.monotonic() < until:
+            self.assertEqual({first.get("/health").status, second.get("/health").status}, {503})
+            time.sleep(0.1)
+        third.start()
+        for node in (first, second, third):
+            node.wait_ready()
+        fourth.start().wait_ready()
+        wait_for("four voters", lambda: sorted(states(first)) == [1, 2, 3, 4])
+        self.assertEqual(fourth.get("/cluster/status").json()["cluster_id"],
+                         first.get("/cluster/status").json()["cluster_id"])
+        check(self, c)
+
+    def test_states_follow_a_kill(self):
+        c = self.found(failure_timeout_ms=1000, heartbeat_interval_ms=200)
+        leader, (second, third) = c.leader(), c.followers()
+        self.assertEqual(set(states(leader).values()), {"alive"})
+        third.kill()
+        start = time.monotonic()
+        wait_for("dead", lambda: states(leader)[third.number] == "dead", 10)
+        self.assertLess(time.monotonic() - start, 4)
+        self.assertEqual(states(leader)[second.number], "alive")
+        third.start().wait_ready()
+        wait_for("alive again", lambda: states(leader)[third.number] == "alive", 10)
+        check(self, c)
+
+    def test_other_names_and_secrets_never_mix(self):
+        port = free_port()
+        groups = [self.found(2, port=port, start=False, name=name, secret=secret)
+                  for name, secret in (("one", "a"), ("one", "b"), ("two", "a"))]
+        for c in groups:
+            for node in c.nodes:
+                node.start()
+        ids = []
+        for c in groups:
+            c.wait_ready()
+            self.expect(c.nodes[0].put("/k", b"x"), 201)
+            got = {n.get("/cluster/status").json()["cluster_id"] for n in c.nodes}
+            self.assertEqual(len(got), 1)
+            ids += got
+            self.assertEqual(sorted(states(c.nodes[0])), [1, 2])
+        self.assertEqual(len(set(ids)), 3)
+        node = groups[0].nodes[0]
+        wait_for("foreign and forged ones are counted",
+                 lambda: metric(node, "dropped").get("forged") and metric(node, "dropped").get("foreign"))
+
+    def test_garbage_replays_and_forgeries_change_nothing(self):
+        port = free_port()
+        c = self.found(port=port)
+        node = c.leader()
+        with contextlib.closing(listen(port)) as s:
+            real = s.recvfrom(2048)[0]
+            s.sendto(b"", ("127.255.255.255", port))
+            s.sendto(b"\0" * 900, ("127.255.255.255", port))
+            s.sendto(real[:4] + b"\0\x02" + real[6:], ("127.255.255.255", port))  # version 2
+            for bit in range(8 * len(real)):
+                flipped = bytearray(real)
+                flipped[bit // 8] ^= 1 << bit % 8
+                s.sendto(flipped, ("127.255.255.255", port))
+            s.sendto(signed(real, b"wrong"), ("127.255.255.255", port))
+            for _ in range(3):
+                s.sendto(real, ("127.255.255.255", port))
+            old = bytearray(real)
+            old[48:56] = (int.from_bytes(real[48:56]) - 3_600_000).to_bytes(8)
+            s.sendto(signed(old, b"s3"), ("127.255.255.255", port))
+            wanted = ("malformed", "version", "forged", "foreign", "stale", "replayed")
+            # the sender of the datagram itself takes a replay for its own, which came back
+            other = next(n for n in c.nodes if n.number != int.from_bytes(real[24:32]))
+            wait_for("all are counted", lambda: all(metric(other, "dropped").get(cause) for cause in wanted))
+        self.assertEqual(sorted(states(node)), [1, 2, 3])
+        self.assertEqual(set(states(node).values()), {"alive"})
+        check(self, c)
+
+    def test_refused_settings(self):
+        for sections, words in (({"discovery": {"enabled": True}}, "cluster.expect"),
+                                ({"discovery": {"enabled": True}, "cluster": {"expect": 3},
+                                  "node": {"address": "10.1.1.1"}}, "cluster.secret")):
+            env = {f"SCRIBE_{section}_{key}".upper(): json.dumps(value).strip('"')
+                   for section, keys in sections.items() for key, value in keys.items()}
+            done = cli("serve", env=env)
+            self.assertEqual(done.returncode, 2, done.stderr)
+            self.assertIn(words, done.stderr.decode())
+
+
+def listen(port):
+    """A socket that hears announcements beside the nodes."""
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+    s.settimeout(10)
+    s.bind(("0.0.0.0", port))
+    return s
+
+
+def signed(datagram, secret):
+    """The announcement with a new HMAC."""
+    return bytes(datagram[:-32]) + hmac.new(secret, b"scribe discovery" + datagram[:-32], hashlib.sha256).digest()
+
+
+def ip(*args):
+    subprocess.run(["ip", *args], check=True, capture_output=True)
+
+
+class Network:
+    """A bridge with one network namespace for each of n hosts: 10.77.0.1 and up, no default route."""
+
+    def __init__(self, n):
+        self.tag = f"sl{os.getpid()}"
+        self.spaces = [f"{self.tag}-{i + 1}" for i in range(n)]
+        self.hub = f"{self.tag}-hub"
+        try:
+            ip("netns", "add", self.hub)
+            ip("-n", self.hub, "link", "add", "br0", "type", "bridge")
+            ip("-n", self.hub, "link", "set", "br0", "up")
+            for i, space in enumerate(self.spaces):
+                ip("netns", "add", space)
+                ip("-n", space, "link", "set", "lo", "up")
+                ip("-n", space, "link", "add", "eth0", "type", "veth", "peer", "name", f"port{i}", "netns", self.hub)
+                ip("-n", space, "addr", "add", f"10.77.0.{i + 1}/24", "brd", "+", "dev", "eth0")
+                ip("-n", space, "link", "set", "eth0", "up")
+                ip("-n", self.hub, "link", "set", f"port{i}", "master", "br0", "up")
+        except BaseException:
+            self.close()
+            raise
+
+    def plug(self, i, state):
+        """Pull the cable of host i or put it back: state up or down."""
+        ip("-n", self.hub, "link", "set", f"port{i}", state)
+
+    def close(self):
+        for space in (*self.spaces, self.hub):
+            subprocess.run(["ip", "netns", "del", space], capture_output=True)
+
+
+@contextlib.contextmanager
+def inside(space):
+    """This thread is in the network namespace; sockets made here stay in it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with open("/proc/thread-self/ns/net") as home, open(f"/run/netns/{space}") as there:
+        if libc.setns(there.fileno(), 0):
+            raise OSError(ctypes.get_errno(), "setns")
+        try:
+            yield
+        finally:
+            libc.setns(home.fileno(), 0)
+
+
+class Broadcast(Scenario):
+    """Each node on a host of its own: real broadcasts to 255.255.255.255, without a default route."""
+
+    def setUp(self):
+        try:
+            self.net = Network(3)
+        except (OSError, subprocess.CalledProcessError) as err:
+            raise unittest.SkipTest(f"network namespaces are not available here: {getattr(err, 'stderr', err)}")
+        self.addCleanup(self.net.close)
+
+    def hosts(self):
+        """Three nodes that know nobody, each on its host."""
+        c = self.cluster(3, start=False, cluster={"name": "found", "secret": "s3", "insecure": True},
+                         discovery={"enabled": True})
+        for i, node in enumerate(c.nodes):
+            node.sections["network"] = {"listen_addr": f"0.0.0.0:{node.port}", "client_port": node.port, "raft_port": 9001}
+            node.sections["node"]["address"] = f"10.77.0.{i + 1}"
+            node.prefix = ["ip", "netns", "exec", self.net.spaces[i]]
+            node.client.connection = functools.partial(Connection, self.net.spaces[i])
+        return c
+
+    def test_forms_in_five_seconds(self):
+        c = self.hosts()
+        start = time.monotonic()
+        c.start()
+        self.expect(c.nodes[2].put("/first", b"x"), 201)
+        took = time.monotonic() - start
+        print(f"formed and wrote in {took:.2f} s", end=" ", flush=True)
+        self.assertLess(took, 5.0)
+        self.assertEqual({n.get("/cluster/status").json()["cluster_id"] for n in c.nodes},
+                         {c.nodes[0].get("/cluster/status").json()["cluster_id"]})
+        check(self, c)
+
+    def test_a_pulled_cable_is_seen(self):
+        c = self.hosts().start()
+        first, third = c.nodes[0], c.nodes[2]
+        self.net.plug(2, "down")
+        wait_for("the third is dead", lambda: states(first)[3] == "dead", 10)
+        self.assertEqual(states(first)[2], "alive")
+        wait_for("the others are dead to it", lambda: (states(third)[1], states(third)[2]) == ("dead", "dead"), 10)
+        self.assertEqual(sorted(states(third)), [1, 2, 3], "silence removes nobody")
+        self.net.plug(2, "up")
+        wait_for("all are alive", lambda: all(set(states(n).values()) == {"alive"} for n in c.nodes), 20)
+        c.wait_ready()
+        check(self, c)
+
+
+class Connection(http.client.HTTPConnection):
+    """A connection made inside a network namespace."""
+
+    def __init__(self, space, *args, **kw):
+        super().__init__(*args, **kw)
+        self.space = space
+
+    def connect(self):
+        with inside(self.space):
+            super().connect()
+
+
+if __name__ == "__main__":
+    helpers.main()
