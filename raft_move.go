@@ -72,11 +72,14 @@ func (n *node) serveEnter(w http.ResponseWriter, r *http.Request) {
 	if !decode(w, r, &ask) {
 		return
 	}
-	if from, ok := peerOf(r.Context()); !ok || fmt.Sprintf("%x", from.cluster) != ask.ClusterID {
-		respond(w, nil, fmt.Errorf("only a member of cluster %s may say that", ask.ClusterID))
-		return
-	}
 	respond(w, nil, n.enter(ask.ClusterID, ask.Learner))
+}
+
+// belongsRequest asks whether a server is a member. It says whose it is, for a
+// connection from before the cluster formed does not.
+type belongsRequest struct {
+	ClusterID string        `json:"cluster_id"`
+	Server    raft.ServerID `json:"server"`
 }
 
 // belongsReply says whether a server is a member.
@@ -88,9 +91,8 @@ type belongsReply struct {
 // serveBelongs answers a node that hears no leader: is it still a member? Only
 // a leader that is confirmed by a quorum after it looked may say no.
 func (n *node) serveBelongs(w http.ResponseWriter, r *http.Request) {
-	from, ok := peerOf(r.Context())
-	if !ok || !from.formed() {
-		respond(w, nil, errors.New("only a member of the cluster may ask"))
+	var ask belongsRequest
+	if !decode(w, r, &ask) {
 		return
 	}
 	if !n.leads() {
@@ -99,7 +101,7 @@ func (n *node) serveBelongs(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	m := n.membership()
-	if !n.isReady() || m.index == 0 || m.has(serverID(from)) {
+	if !n.isReady() || m.index == 0 || m.has(ask.Server) || ask.ClusterID != n.self.Load().ClusterID {
 		respond(w, belongsReply{}, nil)
 		return
 	}
@@ -133,11 +135,12 @@ func (n *node) checkBelonging() {
 func (n *node) askBelonging(addrs []string) (leaders []string, removed bool) {
 	slices.Sort(addrs)
 	addrs = slices.Compact(addrs)
+	ask := belongsRequest{n.self.Load().ClusterID, serverID(n.identity())}
 	replies := make([]belongsReply, len(addrs))
 	parallel(len(addrs), func(i int) {
 		ctx, cancel := context.WithTimeout(n.ctx, suspectAfter)
 		defer cancel()
-		n.call(ctx, http.MethodPost, addrs[i], "/belongs", struct{}{}, &replies[i]) // no answer says nothing
+		n.call(ctx, http.MethodPost, addrs[i], "/belongs", ask, &replies[i]) // no answer says nothing
 	})
 	for _, r := range replies {
 		removed = removed || r.Removed
