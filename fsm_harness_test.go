@@ -174,7 +174,9 @@ func (h *harness) settle() {
 		if err := h.fatal.Load(); err != nil {
 			h.t.Fatal(*err)
 		}
+		h.store.lists.Lock() // a merge removes the old files before it lets go
 		_, _, full := h.store.index.nextMerge()
+		h.store.lists.Unlock()
 		return !full && h.sealed()
 	})
 }

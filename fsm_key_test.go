@@ -230,6 +230,7 @@ func TestSnapshotWithKeys(t *testing.T) {
 // TestSnapshotBringsKeys installs a snapshot on nodes without a key, with the
 // same one, and with another.
 func TestSnapshotBringsKeys(t *testing.T) {
+	t.Parallel()
 	lead := newHarness(t)
 	lead.newKey(1, publicKey{})
 	before := lead.fsm.keys.Load().public()

@@ -183,6 +183,7 @@ func TestInstall(t *testing.T) {
 // TestInstallSeenLate: a snapshot of what this node has changes nothing, one
 // that goes on from it brings only what is new.
 func TestInstallSeenLate(t *testing.T) {
+	t.Parallel()
 	leader, h := grown(t), newHarness(t)
 	old := leader.snapshot()
 	h.log, h.index, h.clock = slices.Clone(leader.log), leader.index, leader.clock

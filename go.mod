@@ -3,11 +3,11 @@ module github.com/scribe-ledger/scribe-ledger
 go 1.26.0
 
 require (
-	github.com/anishathalye/porcupine v1.3.1
+	github.com/anishathalye/porcupine v1.3.1 // tests only
 	github.com/hashicorp/raft v1.8.0
 	github.com/pelletier/go-toml/v2 v2.4.3
 	go.etcd.io/bbolt v1.5.0
-	golang.org/x/mod v0.42.0
+	golang.org/x/mod v0.42.0 // tests only
 )
 
 require (

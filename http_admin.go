@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -41,16 +42,12 @@ func (s *server) health(c *call) (reply, error) {
 	if st.leader != nil {
 		a.Leader = &st.leader.id
 	}
-	if st.archive != "" {
-		a.Checks["archive"] = st.archive
-		if st.archive != "ok" {
-			a.Status = "degraded"
-		}
-	}
-	if st.storage != "" {
-		a.Checks["storage"] = st.storage
-		if st.storage != "ok" {
-			a.Status = "degraded"
+	for name, state := range map[string]string{"archive": st.archive, "storage": st.storage, "signing": st.signing} {
+		if state != "" {
+			a.Checks[name] = state
+			if state != "ok" {
+				a.Status = "degraded"
+			}
 		}
 	}
 	if st.diskFull {
@@ -247,12 +244,14 @@ func (s *server) transfer(c *call) (reply, error) {
 	if to.To == nil {
 		return reply{}, badRequest("malformed", `the body names no node, want {"to": id}`)
 	}
-	known := false
-	for _, m := range s.node.members() {
-		known = known || m.id == *to.To
-	}
-	if !known {
+	members := s.node.members()
+	k := slices.IndexFunc(members, func(m memberInfo) bool { return m.id == *to.To })
+	if k < 0 {
 		return reply{}, badRequest("unknown_node", "node %d is not a member", *to.To)
+	}
+	if members[k].role == "learner" {
+		message := "node " + strconv.FormatUint(*to.To, 10) + " does not vote and cannot lead"
+		return reply{}, &apiError{status: 409, code: "not_a_voter", message: message}
 	}
 	if err := s.node.transfer(s.writes.context(), *to.To); err != nil {
 		return reply{}, err

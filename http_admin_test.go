@@ -46,6 +46,8 @@ func TestCluster(t *testing.T) {
 		{method: "POST", target: "/cluster/transfer", body: `{"to":-2}`, status: 400, code: "malformed"},
 		{method: "POST", target: "/cluster/transfer", body: strings.Repeat(" ", freeBody), status: 413, code: "value_too_large"},
 	})
+	s.f.list_[1].role = "learner"
+	s.check([]apiRow{{method: "POST", target: "/cluster/transfer", body: `{"to":2}`, status: 409, code: "not_a_voter", in: "node 2 does not vote and cannot lead"}})
 }
 
 func TestMetricsFormats(t *testing.T) {

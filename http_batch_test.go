@@ -14,6 +14,7 @@ import (
 )
 
 func TestAtomicBatch(t *testing.T) {
+	t.Parallel()
 	s := newTestServer(t, func(o *serverOptions, f *fakeLedger) { o.maxValueSize = 100 })
 	batch := func(body string, status int, code, in string, headers ...string) apiRow {
 		return apiRow{name: "batch " + clip(body), method: "POST", target: "/batch", body: body, headers: append(headers, "Content-Type: application/json; charset=utf-8"), status: status, code: code, in: in}
@@ -101,6 +102,7 @@ func TestStreamBatch(t *testing.T) {
 // TestStreamBatchOrder: results come in the order of the lines although the
 // node finishes them in any order, and their number is not bounded by the queue.
 func TestStreamBatchOrder(t *testing.T) {
+	t.Parallel()
 	s := newTestServer(t, nil)
 	s.f.asyncs = make(chan func(), 64)
 	seed := rand.Uint64()
@@ -168,6 +170,7 @@ func TestStreamBatchDuplex(t *testing.T) {
 
 // TestStreamBatchEnds: a stream that stalls or breaks ends with a line saying so.
 func TestStreamBatchEnds(t *testing.T) {
+	t.Parallel()
 	s := newTestServer(t, func(o *serverOptions, f *fakeLedger) {
 		o.limits = &serverLimits{head: time.Second, body: 100 * time.Millisecond, write: time.Second, idle: 150 * time.Millisecond, small: 1 << 20}
 	})

@@ -54,6 +54,7 @@ func TestChunkedBody(t *testing.T) {
 
 // TestLargeBodyRefusedUnread: the answer comes although no byte of the body did.
 func TestLargeBodyRefusedUnread(t *testing.T) {
+	t.Parallel()
 	s := newTestServer(t, nil)
 	for _, expect := range []string{"", "Expect: 100-continue\r\n"} {
 		a := s.raw("PUT /a HTTP/1.1\r\nHost: x\r\n" + expect + "Content-Length: 99999999999\r\n\r\n")
@@ -73,6 +74,7 @@ func TestLargeBodyRefusedUnread(t *testing.T) {
 // TestSlowClients: one that is slow with its head is cut, one that is slow
 // with its body gets 408, however it spreads its bytes.
 func TestSlowClients(t *testing.T) {
+	t.Parallel()
 	s := newTestServer(t, short)
 	t.Run("head", func(t *testing.T) {
 		conn := s.dial()
@@ -157,6 +159,7 @@ func TestSteadyLargeBody(t *testing.T) {
 
 // TestSlowReader: a client that does not read its reply is cut.
 func TestSlowReader(t *testing.T) {
+	t.Parallel()
 	s := newTestServer(t, func(o *serverOptions, f *fakeLedger) { short(o, f); o.maxValueSize = 64 << 20; f.budget = 1 << 30 })
 	s.f.apply(&request{ops: []operation{{kind: opPut, key: []byte("a"), value: make([]byte, 60<<20), ifSeq: noSeq}}})
 	conn := s.dial()
@@ -179,6 +182,7 @@ func TestSlowReader(t *testing.T) {
 // TestBodyBudget: many clients with large values take turns, and one that
 // waits too long is told so.
 func TestBodyBudget(t *testing.T) {
+	t.Parallel()
 	s := newTestServer(t, func(o *serverOptions, f *fakeLedger) { f.budget = 4 << 20 })
 	var clients sync.WaitGroup
 	for i := range 32 {

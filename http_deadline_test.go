@@ -130,6 +130,7 @@ func TestLazyWriteDeadline(t *testing.T) {
 // TestSweeperEnds checks that the sweeper outlives the listener as long as
 // there are connections, and no longer.
 func TestSweeperEnds(t *testing.T) {
+	t.Parallel()
 	c, _ := tcpPair(t)
 	var s sweeper
 	s.add(c)

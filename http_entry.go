@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"strconv"
@@ -376,7 +377,8 @@ func readValue(e *entry) (reply, error) {
 	return rep, nil
 }
 
-// readAtFull fills p from offset of r, which may answer io.EOF with the last byte.
+// readAtFull fills p from offset of r, a stored value, which may answer io.EOF
+// with the last byte.
 func readAtFull(r io.ReaderAt, p []byte, offset int64) error {
 	if len(p) == 0 {
 		return nil
@@ -384,6 +386,15 @@ func readAtFull(r io.ReaderAt, p []byte, offset int64) error {
 	n, err := r.ReadAt(p, offset)
 	if n == len(p) {
 		return nil
+	}
+	return unreadable(err)
+}
+
+// unreadable says of a stored value that cannot be read, or not to its end,
+// that it is damaged.
+func unreadable(err error) error {
+	if damagedFile(err) && !errors.Is(err, errCorrupt) {
+		return fmt.Errorf("%w: the value cannot be read to its end: %v", errCorrupt, err)
 	}
 	return err
 }

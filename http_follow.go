@@ -45,8 +45,20 @@ func (s *server) entries(c *call) (reply, error) {
 	}
 	if want.follow {
 		c.route = routeFollow
+	} else if want.from < s.store.size() {
+		if _, err := s.readEntry(&want, want.from); err != nil {
+			return reply{}, err // damage where it begins has a status of its own
+		}
 	}
 	return reply{stream: func() error { return s.streamEntries(c, want) }}, nil
+}
+
+// readEntry reads entry seq, with its value if that is wanted.
+func (s *server) readEntry(want *entryRange, seq uint64) (entry, error) {
+	if want.values {
+		return s.store.entryAt(seq)
+	}
+	return s.store.headerAt(seq)
 }
 
 // entryRange reads the query and the headers that say what to stream.
@@ -215,11 +227,7 @@ func (t *entryStream) flush() error {
 
 // write sends entry seq if it is wanted.
 func (t *entryStream) write(seq uint64) error {
-	read := t.s.store.headerAt
-	if t.want.values {
-		read = t.s.store.entryAt
-	}
-	e, err := read(seq)
+	e, err := t.s.readEntry(&t.want, seq)
 	if err != nil {
 		return err
 	}

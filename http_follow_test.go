@@ -171,6 +171,7 @@ func TestFollowEvents(t *testing.T) {
 
 // TestFollowQuiet: a stream outlives every time-out of HTTP.
 func TestFollowQuiet(t *testing.T) {
+	t.Parallel()
 	s := newTestServer(t, func(o *serverOptions, _ *fakeLedger) {
 		o.limits = &serverLimits{head: 20 * time.Millisecond, body: 20 * time.Millisecond, write: 20 * time.Millisecond, idle: 20 * time.Millisecond, ping: 10 * time.Millisecond, small: 1 << 20}
 		o.readTimeout, o.writeTimeout = 20*time.Millisecond, 20*time.Millisecond

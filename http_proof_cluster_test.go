@@ -122,3 +122,40 @@ func checkWholeTree(t *testing.T, s *testServer, vkey string) {
 		}
 	}
 }
+
+// TestSegmentDamaged: a damaged segment file is never sent, whole or in part:
+// a node of a cluster gets it again first, one that stands alone says so.
+func TestSegmentDamaged(t *testing.T) {
+	t.Parallel()
+	for _, size := range []int{1, 3} {
+		c := newCluster(t, size)
+		servers := serveCluster(t, c)
+		i := (c.leader() + 1) % size
+		c.put(i, "k", "a value")
+		c.sealAll()
+		s := c.nodes[i].store
+		eventually(t, "no segment", func() bool { return s.manifest.Load().confirmed == 1 })
+		path, target := segmentsOf(s)[0], "/ledger/segments/"+s.durable.Load().segments[0].id()
+		good := string(readFile(t, path))
+		for _, part := range [][]string{nil, {"Range: bytes=0-9"}} {
+			want := good
+			if part != nil {
+				want = good[:10]
+			}
+			if a := servers[i].do("GET", target, "", part...); a.status/100 != 2 || a.body != want {
+				t.Errorf("%d %q", a.status, a.body)
+			}
+			flipBit(t, path, segmentHeaderSize+3, 5)
+			a := servers[i].do("GET", target, "", part...)
+			if size == 1 && (a.status != 409 || !strings.Contains(a.body, `"corrupt"`) || strings.Contains(a.body, path)) {
+				t.Errorf("damaged, alone: %d %q", a.status, a.body)
+			}
+			if size == 3 && a.body != want {
+				t.Errorf("damaged, in a cluster: %d %q", a.status, a.body)
+			}
+			if size == 1 {
+				flipBit(t, path, segmentHeaderSize+3, 5) // as it was
+			}
+		}
+	}
+}

@@ -59,6 +59,8 @@ func (s *server) explain(c *call, err error) *apiError {
 		return &apiError{status: 504, code: "unknown_outcome", message: "the request may be applied later; repeat it with the same Idempotency-Key"}
 	case errors.Is(err, errNotYetApplied):
 		return &apiError{status: 504, code: "not_yet_applied", message: "this node did not reach the wanted entry in time"}
+	case errors.Is(err, errDiverged):
+		return &apiError{status: 409, code: "corrupt", message: whyUnproven(err)}
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		return &apiError{status: 503, code: "timeout", message: "the node did not get to the request in time; nothing was applied", retry: true}
 	}

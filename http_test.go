@@ -309,6 +309,7 @@ func TestReserved(t *testing.T) {
 
 // TestRefusedHeads: what net/http would settle in silence, or answer by itself.
 func TestRefusedHeads(t *testing.T) {
+	t.Parallel()
 	s := newTestServer(t, nil)
 	for _, c := range []struct {
 		head   string

@@ -69,7 +69,7 @@ func checkAsked(c *call, sel *selector, e *entry) error {
 // unproven counts and turns an error of a proof into the one a client sees.
 func (s *server) unproven(err error) error {
 	switch {
-	case errors.Is(err, errCorrupt):
+	case errors.Is(err, errCorrupt), errors.Is(err, errDiverged):
 		s.o.metrics.proof.differs.add(1)
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		return &apiError{status: 503, code: "timeout", message: "no checkpoint was signed in time", retry: true}
@@ -92,6 +92,12 @@ func whatDiffers(err error) string {
 		what = strings.TrimSuffix(text[j:i], " ") + " " + what
 	}
 	return "the stored bytes are damaged on this node: " + what
+}
+
+// whyUnproven says why a node whose tree is not the one that was signed proves nothing.
+func whyUnproven(err error) string {
+	_, why, _ := strings.Cut(err.Error(), errDiverged.Error()+": ")
+	return "this node proves nothing, its ledger is not the one that was signed: " + why
 }
 
 // proofs proves entries of one request against signed checkpoints, of which it
@@ -148,6 +154,9 @@ func (s *server) appendReceiptError(b []byte, err error) []byte {
 	case errors.Is(err, errCorrupt):
 		s.o.metrics.proof.differs.add(1)
 		code, message = "corrupt", whatDiffers(err)
+	case errors.Is(err, errDiverged):
+		s.o.metrics.proof.differs.add(1)
+		code, message = "corrupt", whyUnproven(err)
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		code = "timeout"
 	}
@@ -261,7 +270,7 @@ func sumValue(e *entry) (hash, error) {
 	}
 	sum := sha256.New()
 	_, err := io.CopyBuffer(sum, io.NewSectionReader(e.value, 0, int64(e.size)), make([]byte, min(e.size, 256<<10)))
-	return hash(sum.Sum(nil)), err
+	return hash(sum.Sum(nil)), unreadable(err)
 }
 
 // segmentOf returns the confirmed segment that holds entry seq, nil while there

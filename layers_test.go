@@ -42,6 +42,7 @@ var knows = map[string]string{
 var deterministic = []string{"merkle", "segment", "manifest", "fsm"}
 
 func TestLayers(t *testing.T) {
+	t.Parallel()
 	fset, files := parsePackage(t)
 	for _, f := range files {
 		if _, ok := knows[owner(fset, f.Package)]; !ok {

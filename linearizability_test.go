@@ -268,6 +268,7 @@ func (h *history) progress(c *testCluster, count int64) {
 
 // TestLinearizable records histories under one kind of fault each.
 func TestLinearizable(t *testing.T) {
+	t.Parallel()
 	for name, fault := range map[string]func(c *testCluster, h *history){
 		"leader killed": func(c *testCluster, h *history) {
 			lead := c.leader()

@@ -28,7 +28,7 @@ func (p *program) verify(ctx context.Context, args []string) error {
 	key := flags.String("key", "", "the ledger's verifier key: `vkey`, or a file that holds it")
 	flags.StringVar(&offline.receipt, "receipt", "", "check the receipt in this `file`, offline")
 	flags.StringVar(&offline.value, "value", "", "check that this `file` is the value that the receipt is for")
-	flags.IntVar(&offline.quorum, "quorum", 0, "demand that so `many` of the nodes given have cosigned the receipt")
+	flags.IntVar(&offline.quorum, "quorum", 0, "demand that so `many` of the nodes given have cosigned the receipt (default all)")
 	flags.Var(&nodes, "node-key", "verifier key of a node: `vkey`, or a file that holds it; may be given more than once")
 	args, err := p.parse(flags, args, 0, 1)
 	if err != nil {
@@ -39,6 +39,12 @@ func (p *program) verify(ctx context.Context, args []string) error {
 	if given["receipt"] {
 		if len(args) > 0 || given["url"] || given["version"] || given["seq"] || *key == "" {
 			return unusable("verify: --receipt takes --key, and neither KEY, --url, --version nor --seq")
+		}
+		if offline.quorum < 0 {
+			return unusable("verify: --quorum %d", offline.quorum)
+		}
+		if !given["quorum"] {
+			offline.quorum = -1
 		}
 		offline.key, offline.nodeKeys = *key, nodes
 		return withExitCode(v.verifyReceipt(offline))

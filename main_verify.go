@@ -43,23 +43,24 @@ type receiptOptions struct {
 	receipt  string   // file
 	value    string   // file; "" for none
 	key      string   // vkey, or a file that holds it
-	quorum   int      // nodes that must have cosigned
+	quorum   int      // nodes that must have cosigned; negative: all that are given
 	nodeKeys []string // vkeys, or files that hold them
 }
 
 // verifyReceipt checks a receipt offline and prints what it proves.
 func (v *verifier) verifyReceipt(o receiptOptions) error {
-	key, err := readKey(o.key, sigEd25519)
-	if err != nil {
+	if o.quorum < 0 {
+		o.quorum = len(o.nodeKeys)
+	}
+	key, badKey := readKey(o.key, sigEd25519)
+	nodes, badNodes := readNodeKeys(o.nodeKeys, o.quorum)
+	text, badFile := readSmallFile(o.receipt)
+	value, badValue := openValue(o.value)
+	if err := unusableFirst(badKey, badNodes, badFile, badValue); err != nil {
 		return err
 	}
-	nodes, err := readNodeKeys(o.nodeKeys, o.quorum)
-	if err != nil {
-		return err
-	}
-	text, err := readSmallFile(o.receipt)
-	if err != nil {
-		return err
+	if value != nil {
+		defer value.Close()
 	}
 	p, err := proveReceipt(text, key)
 	if err != nil {
@@ -68,19 +69,46 @@ func (v *verifier) verifyReceipt(o receiptOptions) error {
 	if p.nodes, err = countCosignatures(p.note, nodes, o.quorum); err != nil {
 		return fmt.Errorf("receipt %s: %w", o.receipt, err)
 	}
-	if o.value != "" {
-		f, err := os.Open(o.value)
-		if err != nil {
-			return fmt.Errorf("%w value: %w", errBadArgument, err)
-		}
-		defer f.Close()
-		if err := checkValue(f, &p.header); err != nil {
+	if value != nil {
+		if err := checkValue(value, &p.header); err != nil {
 			return fmt.Errorf("value %s: %w", o.value, err)
 		}
 		p.value = "its value is " + o.value
 	}
 	p.print(v.out)
 	return nil
+}
+
+// unusableFirst returns the first error about an argument that nothing can be
+// checked with, else the first error: so the exit code does not depend on the
+// order in which arguments are looked at.
+func unusableFirst(errs ...error) error {
+	var first error
+	for _, err := range errs {
+		if errors.Is(err, errBadArgument) {
+			return err
+		}
+		if first == nil {
+			first = err
+		}
+	}
+	return first
+}
+
+// openValue opens the file of a value; no name, no file.
+func openValue(name string) (*os.File, error) {
+	if name == "" {
+		return nil, nil
+	}
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, fmt.Errorf("%w value: %w", errBadArgument, err)
+	}
+	if info, err := f.Stat(); err != nil || info.IsDir() {
+		f.Close()
+		return nil, fmt.Errorf("%w value %s: no file", errBadArgument, name)
+	}
+	return f, nil
 }
 
 // proven is what a receipt proves.
@@ -187,7 +215,9 @@ func (p *proven) print(w io.Writer) {
 	}
 }
 
-// readKey reads a vkey of the given kind, from the text itself or a file that holds it.
+// readKey reads a vkey, from the text itself or a file that holds it. Malformed,
+// it is unusable; well formed but of another kind than the given one, nothing
+// that was signed can be verified with it.
 func readKey(text string, kind byte) (noteVerifier, error) {
 	line := strings.TrimSpace(text)
 	if _, err := parseVerifier(line); err != nil {
@@ -198,11 +228,13 @@ func readKey(text string, kind byte) (noteVerifier, error) {
 		}
 	}
 	key, err := parseVerifier(line)
-	if err != nil {
+	switch {
+	case errors.Is(err, errKeyKind):
+		return noteVerifier{}, fmt.Errorf("%w: %w", errDifference, err)
+	case err != nil:
 		return noteVerifier{}, fmt.Errorf("%w key: %w", errBadArgument, err)
-	}
-	if key.kind != kind {
-		return noteVerifier{}, fmt.Errorf("%w key %s: kind is %#02x, want %#02x", errBadArgument, key, key.kind, kind)
+	case key.kind != kind:
+		return noteVerifier{}, fmt.Errorf("%w: key %s: kind is %#02x, want %#02x", errDifference, key, key.kind, kind)
 	}
 	return key, nil
 }
@@ -210,9 +242,14 @@ func readKey(text string, kind byte) (noteVerifier, error) {
 // readNodeKeys reads the keys of nodes, each of them another one, at least quorum.
 func readNodeKeys(texts []string, quorum int) ([]noteVerifier, error) {
 	var nodes []noteVerifier
+	var wrongKind error
 	seen := make(map[string]bool)
 	for _, text := range texts {
 		key, err := readKey(text, sigCosignature)
+		if errors.Is(err, errDifference) {
+			wrongKind = err
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -222,13 +259,14 @@ func readNodeKeys(texts []string, quorum int) ([]noteVerifier, error) {
 		seen[string(key.key)] = true
 		nodes = append(nodes, key)
 	}
-	if quorum < 0 || quorum > len(nodes) {
-		return nil, fmt.Errorf("%w quorum: %d of %d node keys", errBadArgument, quorum, len(nodes))
+	if quorum > len(texts) {
+		return nil, fmt.Errorf("%w quorum: %d of %d node keys", errBadArgument, quorum, len(texts))
 	}
-	return nodes, nil
+	return nodes, wrongKind
 }
 
-// readSmallFile returns the text of a file that a user named.
+// readSmallFile returns the text of a file that a user named; of one that is too
+// large for all that is read so, as much as its parser refuses.
 func readSmallFile(name string) (string, error) {
 	f, err := os.Open(name)
 	if err != nil {
@@ -238,9 +276,6 @@ func readSmallFile(name string) (string, error) {
 	b, err := io.ReadAll(io.LimitReader(f, maxReceiptFile+1))
 	if err != nil {
 		return "", fmt.Errorf("%w file: %w", errBadArgument, err)
-	}
-	if len(b) > maxReceiptFile {
-		return "", fmt.Errorf("%w file %s: more than %d bytes", errBadArgument, name, maxReceiptFile)
 	}
 	return string(b), nil
 }

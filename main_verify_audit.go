@@ -74,7 +74,7 @@ func (a *audit) segments(ctx context.Context) error {
 	var group sync.WaitGroup
 	defer group.Wait()
 	defer cancel()
-	ahead := make(chan chan segmentResult, runtime.GOMAXPROCS(0)) // so many are under way or wait to be taken
+	ahead := make(chan chan segmentResult, 1+runtime.GOMAXPROCS(0)/2) // two more are under way or wait to be taken
 	group.Go(func() {
 		defer close(ahead)
 		for i := range a.sources {
@@ -167,8 +167,8 @@ func (a *audit) add(source *auditSource, s *auditedSegment) error {
 	var group sync.WaitGroup
 	var chained error
 	var at uint64
-	group.Go(func() { at, chained = a.chains.addAll(s.first, s.links) })
-	grown := a.tree.appendAll(s.leaves)
+	group.Go(func() { at, chained = a.chains.addAll(&s.links) })
+	grown := a.tree.appendAll(s.leaves, s.tiles)
 	group.Wait()
 	if chained != nil && (grown == nil || at < a.tree.size) {
 		return chained

@@ -3,9 +3,11 @@ package main
 import (
 	"bytes"
 	"fmt"
+	"hash/crc32"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -13,8 +15,13 @@ import (
 
 // auditBytes audits one segment file in memory.
 func auditBytes(name string, data []byte) (auditedSegment, error) {
-	c := newChains()
-	s := &segmentAudit{src: bytes.NewReader(data), size: int64(len(data)), name: name, tag: c.tag, done: new(atomic.Int64)}
+	return auditParts(name, data, 1+len(data)%3)
+}
+
+// auditParts is auditBytes with the entries in so many parts.
+func auditParts(name string, data []byte, parts int) (auditedSegment, error) {
+	tag := func(key []byte) uint64 { return uint64(crc32.ChecksumIEEE(key)) }
+	s := &segmentAudit{src: bytes.NewReader(data), size: int64(len(data)), name: name, tag: tag, parts: parts, done: new(atomic.Int64)}
 	found, err := s.run()
 	if err == nil && name != "" && found.id()+segmentSuffix != name {
 		err = fmt.Errorf("the entries make it %s", found.id())
@@ -24,6 +31,7 @@ func auditBytes(name string, data []byte) (auditedSegment, error) {
 
 // Any flipped bit of a segment file is found, and so is any cut.
 func TestAuditFlips(t *testing.T) {
+	t.Parallel()
 	h := newHonest(t, 1)
 	h.fill(8)
 	h.put("key 3", nil)
@@ -116,6 +124,95 @@ func TestAuditFolder(t *testing.T) {
 	exits(t, "", 1, "the entries make it", "audit", "--data", auditFolder(t, h.segments[0], renamed))
 }
 
+// However many parts there are, they find the same, and the same difference
+// first: also where one ends and the next begins.
+func TestAuditParts(t *testing.T) {
+	h := newHonest(t, 1)
+	h.fill(300)
+	for range 40 {
+		h.put("the same", nil)
+	}
+	s := h.seal()
+	name := s.info.id() + segmentSuffix
+	want, err := auditParts(name, s.data, 1)
+	if err != nil || len(want.tiles) != 1 || want.root != s.info.root {
+		t.Fatalf("%d tiles, root %s, %v", len(want.tiles), want.root, err)
+	}
+	footer, err := parseSegmentFooter(s.data[len(s.data)-segmentFooterSize:], int64(len(s.data)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, parts := range []int{2, 3, 7, 340, 1000} {
+		found, err := auditParts(name, s.data, parts)
+		if err != nil || found.root != want.root || !slices.Equal(found.leaves, want.leaves) || !slices.Equal(found.tiles, want.tiles) {
+			t.Fatalf("%d parts: %v", parts, err)
+		}
+		for i, runs := range found.links {
+			if !slices.Equal(slices.Concat(runs...), slices.Concat(want.links[i]...)) {
+				t.Errorf("%d parts: other links", parts)
+			}
+		}
+	}
+	for at := int(footer.recordsAt); at < len(s.data); at += 3 {
+		s.data[at] ^= 0x40
+		_, one := auditParts(name, s.data, 1)
+		_, three := auditParts(name, s.data, 3)
+		s.data[at] ^= 0x40
+		if one == nil || three == nil || one.Error() != three.Error() {
+			t.Fatalf("offset %d: one part: %v\nthree parts: %v", at, one, three)
+		}
+	}
+}
+
+// The roots that a segment's worker derives are those that leaf after leaf gives.
+func TestDerivedRoots(t *testing.T) {
+	leaves := make([]hash, 1600)
+	for i := range leaves {
+		leaves[i] = leafHash([]byte{byte(i), byte(i >> 8)})
+	}
+	for _, first := range []int{1, 2, 64, 200, 255, 256, 300, 512, 768} {
+		for _, end := range []int{first + 1, first + 2, first + 255, first + 256, first + 257, 1030, 1100, 1600} {
+			var tree derivedTree
+			tree.heads = []treeHead{{size: uint64(first+end) / 2, root: rootOf(leaves[:(first+end)/2])}}
+			for _, run := range [][2]int{{0, first}, {first, end}} {
+				part := leaves[run[0]:run[1]]
+				root, tiles := derivedRoots(uint64(run[0]), part)
+				if err := tree.appendAll(part, tiles); err != nil || root != rootOf(part) {
+					t.Errorf("entries %d to %d: root %s, %v", run[0], run[1], root, err)
+				}
+			}
+			if tree.size != uint64(end) || tree.root() != rootOf(leaves[:end]) || len(tree.heads) != 0 {
+				t.Errorf("entries %d to %d: another tree of %d, %d heads left", first, end, tree.size, len(tree.heads))
+			}
+		}
+	}
+}
+
+// FuzzRecordView demands that a view accepts what parseRecord does, and reads the same.
+func FuzzRecordView(f *testing.F) {
+	for _, h := range []header{
+		{op: opPut, seq: 7, version: 2, prev: 3, time: 5, size: 9, sum: hash{1}, key: []byte("k"), contentType: "é", author: "a", region: "r"},
+		{op: opDelete, seq: 7, version: 1, prev: noSeq, sum: emptyRoot, key: bytes.Repeat([]byte{0xff}, maxKeySize)},
+	} {
+		f.Add(appendHeader(nil, &h))
+	}
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		b := appendRecord(nil, 64, &pendingEntry{raw: raw, value: []byte("v")})
+		r, err := parseRecord(b)
+		v, viewed := viewRecord(b)
+		if (err == nil) != (viewed == nil) {
+			t.Fatalf("parsed: %v, viewed: %v", err, viewed)
+		}
+		if err != nil {
+			return
+		}
+		h := header{v.op(), v.seq(), v.version(), v.prev(), v.time(), v.size(), v.sum(), v.key(), r.header.contentType, r.header.author, r.header.region}
+		if field := differentField(&h, &r.header); field != "" || v.valueAt() != r.valueAt || v.valueCRC() != r.valueCRC || !bytes.Equal(v.raw(), r.raw) {
+			t.Fatalf("another %s", field)
+		}
+	})
+}
+
 // The first difference is told, whichever segment is audited sooner.
 func TestAuditFirstDifference(t *testing.T) {
 	h := sealedLedger(t)
@@ -195,7 +292,7 @@ func TestChainsCollide(t *testing.T) {
 				h.version, h.prev = head.version+1, head.seq
 			}
 			entries = append(entries, h)
-			return c.add(h.seq, link{c.tag(h.key), h.version, h.prev})
+			return c.add(&link{c.tag(h.key), h.seq, h.version, h.prev})
 		}
 		for range 500 {
 			k := byte(r.IntN(20))
@@ -231,6 +328,7 @@ func TestAuditServer(t *testing.T) {
 
 // Every lie of a server about its ledger is found.
 func TestAuditServerLies(t *testing.T) {
+	t.Parallel()
 	h := sealedLedger(t)
 	h.fill(100)
 	on := func(prefix string, f func(b []byte) []byte) func(string, []byte) []byte {

@@ -8,7 +8,7 @@ import (
 
 // The chain of versions: an entry names the key's previous one, and counts one
 // more. To check that, the audit remembers of each key its newest entry, in 16
-// bytes and under 8 bytes that stand for the key (its tag): some 40 bytes a key
+// bytes and under 8 bytes that stand for the key (its tag): 32 to 64 bytes a key
 // in all, whatever the length of the keys, 400 MB for 10 million.
 //
 // Two keys may have one tag. Every entry that does not go on from what its tag
@@ -23,7 +23,7 @@ import (
 type chainHead struct{ seq, version uint64 }
 
 // chainParts is in how many parts the keys are checked side by side.
-const chainParts = 4
+const chainParts = 64
 
 // chains are the newest entries of all keys so far.
 type chains struct {
@@ -35,48 +35,47 @@ type chains struct {
 
 // chainPart is chains for a part of the keys.
 type chainPart struct {
-	heads  map[uint64]chainHead            // by tag
+	heads  headTable
 	shared map[uint64]map[string]chainHead // tags of more than one key
 }
+
+// link is what the chain of versions needs of an entry.
+type link struct {
+	tag                uint64 // of the key
+	seq, version, prev uint64
+}
+
+// linkRuns are links by part, each in runs, in order.
+type linkRuns [chainParts][][]link
 
 // newChains returns chains without any key.
 func newChains() *chains {
 	seed := maphash.MakeSeed()
 	c := &chains{tag: func(key []byte) uint64 { return maphash.Bytes(seed, key) }}
 	for i := range c.parts {
-		c.parts[i] = chainPart{make(map[uint64]chainHead), make(map[uint64]map[string]chainHead)}
+		c.parts[i] = chainPart{newHeadTable(), make(map[uint64]map[string]chainHead)}
 	}
 	return c
 }
 
 // follows reports whether an entry goes on from head, the key's newest if there is one.
-func (l link) follows(head chainHead, seen bool) bool {
+func (l *link) follows(head chainHead, seen bool) bool {
 	if !seen {
 		return l.prev == noSeq && l.version == 1
 	}
 	return l.prev == head.seq && l.version == head.version+1
 }
 
-// addAll checks the entries from first on, the next of the ledger. at is the
-// entry that err, the first difference, is about.
-func (c *chains) addAll(first uint64, links []link) (at uint64, err error) {
+// addAll checks entries, the next of the ledger. at is the entry that err, the
+// first difference, is about.
+func (c *chains) addAll(all *linkRuns) (at uint64, err error) {
 	var group sync.WaitGroup
 	var found [chainParts]struct {
 		at  uint64
 		err error
 	}
-	for part := range c.parts {
-		group.Go(func() {
-			for i, l := range links {
-				if l.tag%chainParts != uint64(part) {
-					continue
-				}
-				if err := c.add(first+uint64(i), l); err != nil {
-					found[part].at, found[part].err = first+uint64(i), err
-					return
-				}
-			}
-		})
+	for part, runs := range all {
+		group.Go(func() { found[part].at, found[part].err = c.addRuns(runs) })
 	}
 	group.Wait()
 	for _, f := range found {
@@ -87,20 +86,35 @@ func (c *chains) addAll(first uint64, links []link) (at uint64, err error) {
 	return at, err
 }
 
-// add checks entry seq, the next of its part.
-func (c *chains) add(seq uint64, l link) error {
+// addRuns is addAll for one part.
+func (c *chains) addRuns(runs [][]link) (at uint64, err error) {
+	for _, run := range runs {
+		for i := range run {
+			if err := c.add(&run[i]); err != nil {
+				return run[i].seq, err
+			}
+		}
+	}
+	return 0, nil
+}
+
+// add checks the next entry of its part.
+func (c *chains) add(l *link) error {
 	p := &c.parts[l.tag%chainParts]
-	head, seen := p.heads[l.tag]
-	if l.follows(head, seen) && (len(p.shared) == 0 || p.shared[l.tag] == nil) {
-		p.heads[l.tag] = chainHead{seq, l.version}
+	slot, seen := p.heads.find(l.tag)
+	if l.follows(slot.chainHead, seen) && (len(p.shared) == 0 || p.shared[l.tag] == nil) {
+		slot.chainHead = chainHead{l.seq, l.version}
+		if !seen {
+			p.heads.take(slot, l.tag)
+		}
 		return nil
 	}
-	return c.addByKey(p, seq, l, head, seen)
+	return c.addByKey(p, l, slot.chainHead, seen)
 }
 
 // addByKey is add for an entry whose tag does not decide.
-func (c *chains) addByKey(p *chainPart, seq uint64, l link, head chainHead, seen bool) error {
-	h, where, err := c.find(seq)
+func (c *chains) addByKey(p *chainPart, l *link, head chainHead, seen bool) error {
+	h, where, err := c.find(l.seq)
 	if err != nil {
 		return err
 	}
@@ -119,7 +133,7 @@ func (c *chains) addByKey(p *chainPart, seq uint64, l link, head chainHead, seen
 	if !l.follows(head, seen) {
 		return chainDifference(&h, where, head, seen)
 	}
-	keys[string(h.key)] = chainHead{seq, l.version}
+	keys[string(h.key)] = chainHead{l.seq, l.version}
 	p.shared[l.tag] = keys
 	return nil
 }
@@ -136,4 +150,50 @@ func chainDifference(h *header, where string, head chainHead, seen bool) error {
 	}
 	return fmt.Errorf("%w: %s: entry %d: version %d of key %q names %s as the one before, %s",
 		errDifference, where, h.seq, h.version, h.key, prev, before)
+}
+
+// headTable has the newest entry of each tag: open addressing, by the upper bits
+// of the tag, for the lower ones choose the part. It never holds more than 3/4
+// of its slots, so that a search is short.
+type headTable struct {
+	slots []headSlot // 2^n
+	shift int        // 64-n
+	used  int
+}
+
+// headSlot is free as long as its version is 0, which no entry has.
+type headSlot struct {
+	tag uint64
+	chainHead
+}
+
+// newHeadTable returns an empty table.
+func newHeadTable() headTable { return headTable{slots: make([]headSlot, 1<<8), shift: 64 - 8} }
+
+// find returns the slot of tag, the free one where it goes if it has none.
+func (t *headTable) find(tag uint64) (slot *headSlot, seen bool) {
+	for i := tag >> t.shift; ; i++ {
+		slot = &t.slots[i&uint64(len(t.slots)-1)]
+		if slot.version == 0 || slot.tag == tag {
+			return slot, slot.version != 0
+		}
+	}
+}
+
+// take gives tag the slot that find returned and that has a head by now. The
+// table may move then.
+func (t *headTable) take(slot *headSlot, tag uint64) {
+	slot.tag = tag
+	if t.used++; t.used <= len(t.slots)/4*3 {
+		return
+	}
+	old := t.slots
+	t.slots = make([]headSlot, 2*len(old))
+	t.shift--
+	for i := range old {
+		if old[i].version != 0 {
+			free, _ := t.find(old[i].tag)
+			*free = old[i]
+		}
+	}
 }

@@ -41,15 +41,15 @@ func (a *audit) folder(ctx context.Context, o auditOptions) error {
 	if len(a.sources) == 0 && !node {
 		return fmt.Errorf("%w folder %s: %w", errBadArgument, o.data, errNoSegments)
 	}
-	if err := a.tree.compareHeads(); err != nil { // that of the empty tree
-		return err
-	}
-	var compared []string
 	if node {
 		if err := a.readSigned(o.data); err != nil {
 			return err
 		}
 	}
+	if err := a.tree.compareHeads(); err != nil { // those of the empty tree
+		return err
+	}
+	var compared []string
 	if !node {
 		err = a.segments(ctx)
 	} else {

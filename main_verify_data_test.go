@@ -109,6 +109,7 @@ func TestAuditNode(t *testing.T) {
 
 // No damage of ledger.db ends the process or is taken for other data.
 func TestAuditDamagedLedger(t *testing.T) {
+	t.Parallel()
 	h := newHonest(t, 1)
 	h.fill(600)
 	h.seal()
@@ -153,12 +154,17 @@ func TestAuditSigned(t *testing.T) {
 		{0, "signed     640 entries", append(record(2, 640, h.head(640).root), record(1, 7, hash{})...)},
 		{0, "signed     7 entries", append(record(2, 640, hash{}), record(3, 7, h.head(7).root)...)},
 		{0, "not compared: signed", append(record(2, 641, hash{}), record(1, 7, hash{})...)},
+		{1, "of 0 entries has root", append(record(2, 0, hash{}), record(1, 7, hash{})...)},
 		{1, "of 640 entries has root", append(record(2, 640, hash{}), record(1, 7, hash{})...)},
 		{1, "offset 4096: damaged record", append(record(2, 640, h.head(640).root), make([]byte, 4096)...)},
 		{1, "want 8192", record(2, 640, h.head(640).root)},
 	} {
 		dir := nodeFolder(t, h)
 		if err := os.WriteFile(filepath.Join(dir, "signed"), c.file, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		never := append(record(1, 0, emptyRoot), record(0, 0, emptyRoot)...) // must not hide the other one
+		if err := os.WriteFile(filepath.Join(dir, "cosigned"), never, 0o600); err != nil {
 			t.Fatal(err)
 		}
 		exits(t, "", c.code, c.said, "audit", "--data", dir)

@@ -72,6 +72,7 @@ func TestVerifyOnline(t *testing.T) {
 
 // Every lie of a server about one entry is found.
 func TestVerifyLies(t *testing.T) {
+	t.Parallel()
 	h := newHonest(t, 1)
 	h.fill(10)
 	h.put("k", []byte("value"))
@@ -136,6 +137,7 @@ func TestVerifyLies(t *testing.T) {
 // What contradicts an earlier visit is refused, and leaves evidence with both
 // checkpoints.
 func TestVerifyRemembers(t *testing.T) {
+	t.Parallel()
 	serve := func(h *honest) func(path string, reply []byte) []byte {
 		return func(path string, _ []byte) []byte { // all that h says
 			return h.answer(httptest.NewRequest("GET", path, nil))
@@ -227,6 +229,7 @@ func TestVerifyOlderCheckpoint(t *testing.T) {
 }
 
 func TestVerifyRotation(t *testing.T) {
+	t.Parallel()
 	folder := t.TempDir()
 	h := newHonest(t, 1)
 	h.fill(5)
@@ -277,6 +280,7 @@ func TestVerifyRedirect(t *testing.T) {
 
 // A folder of pins that cannot be used is told, and never taken for a new one.
 func TestVerifyPins(t *testing.T) {
+	t.Parallel()
 	h := newHonest(t, 1)
 	h.fill(5)
 	folder := t.TempDir()

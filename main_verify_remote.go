@@ -220,7 +220,7 @@ func (a *audit) addLine(line []byte) error {
 	if err != nil {
 		return fmt.Errorf("%w: pending: entry %d: %w", errDifference, a.entries, err)
 	}
-	if err := a.chains.add(h.seq, link{a.chains.tag(h.key), h.version, h.prev}); err != nil {
+	if err := a.chains.add(&link{a.chains.tag(h.key), h.seq, h.version, h.prev}); err != nil {
 		return err
 	}
 	a.time = h.time

@@ -248,6 +248,7 @@ func TestWitnessEmptyTree(t *testing.T) {
 }
 
 func TestWitnessBadRequests(t *testing.T) {
+	t.Parallel()
 	l := newWatchedLedger(t, "example.com/log", 1, 4)
 	w := startWitness(t, t.TempDir(), l)
 	good := l.submission(0, 3).String()

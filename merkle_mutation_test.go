@@ -14,6 +14,7 @@ import (
 // TestMutations damages receipts, notes, tree heads and proofs at random and
 // wants none of them accepted. SCRIBE_MUTATIONS=1000000 makes it a million.
 func TestMutations(t *testing.T) {
+	t.Parallel()
 	total := 12_000
 	if s := os.Getenv("SCRIBE_MUTATIONS"); s != "" {
 		n, err := strconv.Atoi(s)

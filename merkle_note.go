@@ -57,6 +57,10 @@ const (
 // errNote is returned for a note, key, tree head or receipt that is malformed.
 var errNote = errors.New("malformed")
 
+// errKeyKind is wrapped by the error about a key that is well formed and of a
+// kind that this program has no use for.
+var errKeyKind = fmt.Errorf("%w for this program", errNote)
+
 // errSignature is returned when a signature of a key we know is wrong, or missing
 // where it is wanted.
 var errSignature = errors.New("wrong signature")
@@ -75,31 +79,31 @@ func newNoteVerifier(name string, kind byte, key ed25519.PublicKey) (noteVerifie
 	case !validKeyName(name):
 		return noteVerifier{}, fmt.Errorf("%w key name %q", errNote, name)
 	case kind != sigEd25519 && kind != sigCosignature:
-		return noteVerifier{}, fmt.Errorf("%w key %s: kind is %#x, want %#x or %#x", errNote, name, kind, sigEd25519, sigCosignature)
+		return noteVerifier{}, fmt.Errorf("%w key %s: kind is %#02x, want %#02x or %#02x", errKeyKind, name, kind, sigEd25519, sigCosignature)
 	case len(key) != ed25519.PublicKeySize:
 		return noteVerifier{}, fmt.Errorf("%w key %s: %d bytes, want %d", errNote, name, len(key), ed25519.PublicKeySize)
 	}
-	named := append([]byte(name+"\n"), kind)
-	sum := sha256.Sum256(append(named, key...))
-	return noteVerifier{name, kind, binary.BigEndian.Uint32(sum[:]), key}, nil
+	return noteVerifier{name, kind, verifierID(name, append([]byte{kind}, key...)), key}, nil
+}
+
+// verifierID returns the id of the key with that name, kind and public key.
+func verifierID(name string, raw []byte) uint32 {
+	sum := sha256.Sum256(append([]byte(name+"\n"), raw...))
+	return binary.BigEndian.Uint32(sum[:])
 }
 
 // parseVerifier reads a key as String writes it, and nothing else.
 func parseVerifier(vkey string) (noteVerifier, error) {
 	name, rest, _ := strings.Cut(vkey, "+")
-	_, encoded, _ := strings.Cut(rest, "+")
+	id, encoded, _ := strings.Cut(rest, "+")
 	raw, err := exactBase64(encoded)
 	if err != nil || len(raw) == 0 {
 		return noteVerifier{}, fmt.Errorf("%w key %.200q: want name+id+base64", errNote, vkey)
 	}
-	v, err := newNoteVerifier(name, raw[0], raw[1:])
-	if err != nil {
-		return noteVerifier{}, err
+	if want := fmt.Sprintf("%08x", verifierID(name, raw)); id != want {
+		return noteVerifier{}, fmt.Errorf("%w key %.200q: id should be %s", errNote, vkey, want)
 	}
-	if v.String() != vkey {
-		return noteVerifier{}, fmt.Errorf("%w key %.200q: should read %s", errNote, vkey, v)
-	}
-	return v, nil
+	return newNoteVerifier(name, raw[0], raw[1:])
 }
 
 // String returns the key as text, its vkey.

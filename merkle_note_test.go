@@ -244,6 +244,7 @@ func TestParseNoteBad(t *testing.T) {
 // TestNoteEveryByte cuts the golden note at every length and flips every bit of
 // it: it must never again be signed by both keys.
 func TestNoteEveryByte(t *testing.T) {
+	t.Parallel()
 	log, witness := mustVerifier(t, goldenLogKey), mustVerifier(t, goldenWitnessKey)
 	accepted := func(text string) bool {
 		n, err := parseNote(text)

@@ -90,6 +90,7 @@ func exhaustSize() int {
 }
 
 func TestInclusionExhaustive(t *testing.T) {
+	t.Parallel()
 	largest := exhaustSize()
 	tree := newMemTree(largest)
 	for size := 1; size <= largest; size++ {
@@ -140,6 +141,7 @@ func checkInclusionMutants(t *testing.T, leaves []hash, seq int, proof []hash, r
 }
 
 func TestConsistencyExhaustive(t *testing.T) {
+	t.Parallel()
 	largest := exhaustSize()
 	tree := newMemTree(largest)
 	roots := []hash{emptyRoot}
@@ -208,6 +210,7 @@ func flipped(h hash, bit uint) hash {
 
 // TestProofEveryBit flips each bit of each hash of some proofs.
 func TestProofEveryBit(t *testing.T) {
+	t.Parallel()
 	tree := newMemTree(21)
 	for _, size := range []uint64{2, 13, 21} {
 		root, _ := rootAt(size, tree.upTo(size))

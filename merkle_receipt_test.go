@@ -115,6 +115,7 @@ func receiptAccepted(text string, log, witness noteVerifier) bool {
 }
 
 func TestReceiptEveryByte(t *testing.T) {
+	t.Parallel()
 	log, witness := mustVerifier(t, goldenLogKey), mustVerifier(t, goldenWitnessKey)
 	text := publishedReceipt(t, 5).String()
 	if !receiptAccepted(text, log, witness) {

@@ -157,7 +157,20 @@ type fullTile struct {
 // append adds one leaf; it costs one node hash on average.
 func (t *tileTree) append(leaf hash) {
 	t.size++
-	for level, h := 0, leaf; ; level++ {
+	t.add(0, leaf)
+}
+
+// appendTile adds the leaves of a whole tile, of which root is the root; the
+// tree must have whole tiles only. That tile does not get into full.
+func (t *tileTree) appendTile(root hash) {
+	t.size += tileWidth
+	t.add(1, root)
+}
+
+// add puts h, the last node of its level, into the open tile of that level, and
+// its root into the one above if it is full then.
+func (t *tileTree) add(level int, h hash) {
+	for ; ; level++ {
 		if t.open[level] == nil {
 			t.open[level] = &tile{}
 		}

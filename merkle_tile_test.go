@@ -58,6 +58,7 @@ func FuzzTilePath(f *testing.F) {
 
 // TestTileTree compares roots, tiles and their nodes with rootOf.
 func TestTileTree(t *testing.T) {
+	t.Parallel()
 	var tree tileTree
 	var whole compactTree
 	var leaves []hash

@@ -71,8 +71,9 @@ type node struct {
 	draining  atomic.Bool // leadership is being handed over
 	caughtUp  atomic.Bool // since its start this node has had all that the leader had at some moment
 
-	checks comparisons
-	ending raftEnd
+	checks  comparisons
+	refusal atomic.Pointer[error] // why this node signs no tree head any more
+	ending  raftEnd
 
 	sealNow  chan struct{} // look at once whether there is something to seal
 	uploads  sync.Mutex    // held by the leader for an upload or a seal: never both at a time
@@ -197,6 +198,7 @@ func openNode(o nodeOptions) (_ *node, err error) {
 	}
 	n.transport = newRaftTransport(n.port, transportOptions{
 		stalled: func() bool { return n.log.stalled(time.Second) },
+		leads:   n.leads,
 		timeout: 10 * time.Second,
 		logger:  o.logger,
 	})
@@ -311,7 +313,9 @@ func (n *node) startRaft() error {
 		}
 	}
 	self := n.self.Load()
-	n.store.o.cluster = self.cluster
+	if n.store.o.cluster != self.cluster { // formed or joined just now; else the store reads it already
+		n.store.o.cluster = self.cluster
+	}
 	f, err := newFSM(n.store, uploadLimit, n.fail)
 	if err != nil {
 		return err
@@ -461,6 +465,11 @@ func (n *node) observeLeader(r *raft.Raft) {
 		case <-ch:
 			n.leaderless()
 			n.changing.fire()
+			time.AfterFunc(n.silence(), func() {
+				if addr, _ := n.leaderServer(); addr != "" {
+					n.streams.leavePacks(string(addr))
+				}
+			})
 		}
 	}
 }
@@ -482,6 +491,33 @@ func (n *node) leaderless() time.Duration {
 func (n *node) leads() bool {
 	r := n.raft.Load()
 	return r != nil && r.State() == raft.Leader
+}
+
+// errReplaced is why the context of whileLeads ended.
+var errReplaced = errors.New("the leader that was asked was replaced and does not answer")
+
+// whileLeads returns a context that ends a moment after this node hears that
+// another one leads than that at addr, which was asked something. A leader that
+// is alive answers when it loses its office; one that hangs does not, and its
+// connections stay open: who waits for it would not turn to the new one.
+func (n *node) whileLeads(ctx context.Context, addr string) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	go func() {
+		for ctx.Err() == nil {
+			changed := n.changing.next()
+			var late <-chan time.Time
+			if now, _ := n.leaderServer(); now != "" && string(now) != addr {
+				late = time.After(n.silence())
+			}
+			select {
+			case <-changed:
+			case <-late:
+				cancel(errReplaced)
+			case <-ctx.Done():
+			}
+		}
+	}()
+	return ctx, func() { cancel(nil) }
 }
 
 // pause waits a moment or until the node closes.
@@ -696,6 +732,7 @@ func (n *node) internalRoutes() http.Handler {
 	m.HandleFunc("POST /belongs", n.serveBelongs)
 	m.HandleFunc("POST /pack", n.serveLarge)
 	m.HandleFunc("POST /seal", n.serveSeal)
+	m.HandleFunc("POST /shown", n.serveShown)
 	m.HandleFunc("POST /compare", n.serveCompare)
 	m.HandleFunc("POST /transfer", n.serveTransfer)
 	m.HandleFunc("GET /segments/{id}", n.serveSegment)

@@ -11,7 +11,9 @@ import (
 // A checkpoint is the ledger's tree head, signed with the ledger key
 // (merkle_head.go). Any node may sign, for all of them have the key: it signs
 // what its own tree says, and never anything that does not go on from what it
-// signed before (raft_signed.go). One round signs for all who wait: it takes
+// signed before (raft_signed.go). A node whose tree does not is the odd one, and
+// stops as such if the others can go on without it (raft_diverge.go); else it
+// goes on serving and tells, but proves nothing any more. One round signs for all who wait: it takes
 // the newest applied entry, makes the new head durable as the last one signed,
 // signs once and wakes everybody. A storm of receipts costs one fdatasync and
 // one signature a round. Cosignatures of the nodes are in raft_cosign.go.
@@ -46,8 +48,7 @@ type headSigner struct {
 	rounds sharedRounds[*ownHead]
 
 	// owned by the round under way
-	file     *signedFile
-	refusing bool // the last round refused: said aloud
+	file *signedFile
 }
 
 // ownHead is a checkpoint this node signed.
@@ -58,6 +59,9 @@ type ownHead struct {
 
 // head returns a head of at least minSize entries signed with the key in force.
 func (s *headSigner) head(ctx context.Context, minSize uint64) (*ownHead, error) {
+	if err := s.n.refused(); err != nil {
+		return nil, err
+	}
 	keys, err := s.n.waitKeys(ctx)
 	if err != nil {
 		return nil, err
@@ -115,9 +119,12 @@ func (s *headSigner) sign() (*ownHead, error) {
 	return h, nil
 }
 
-// agrees checks that this node's tree and key go on from those last signed. It
-// is said aloud when they do not: the node has diverged, or has files of another.
+// agrees checks that this node's tree and key go on from those last signed. If
+// they do not, the node has diverged, or has files of another.
 func (s *headSigner) agrees(size uint64, keys *ledgerKeys) error {
+	if err := s.n.refused(); err != nil {
+		return err
+	}
 	err := s.file.extends(size, s.n.root)
 	last := &s.file.last
 	if err == nil && last.key != (publicKey{}) && !keys.has(last.key) {
@@ -126,19 +133,30 @@ func (s *headSigner) agrees(size uint64, keys *ledgerKeys) error {
 		}
 		err = fmt.Errorf("%w: this node signed %d entries with the ledger key %x, which the ledger never had", errDiverged, last.size, last.key)
 	}
-	s.refusing = s.n.sayRefusal(err, s.refusing)
+	return s.n.refuse(err)
+}
+
+// refuse returns err. If it says that this node's tree does not go on from what
+// the node signed, none signs any more: the node stops if the others can go on
+// without it, else it says so until it is opened again.
+func (n *node) refuse(err error) error {
+	if !errors.Is(err, errDiverged) || !n.refusal.CompareAndSwap(nil, &err) {
+		return err
+	}
+	if n.spared() {
+		n.fail(err)
+	} else {
+		n.o.logger.Error("this node signs no tree head any more", "error", err)
+	}
 	return err
 }
 
-// sayRefusal logs that this node does not sign, once, and returns whether it was said.
-func (n *node) sayRefusal(err error, said bool) bool {
-	if !errors.Is(err, errDiverged) {
-		return said && err != nil
+// refused returns why this node signs nothing, nil if it does.
+func (n *node) refused() error {
+	if err := n.refusal.Load(); err != nil {
+		return *err
 	}
-	if !said {
-		n.o.logger.Error("this node signs no tree head any more", "error", err)
-	}
-	return true
+	return nil
 }
 
 // checkSigned compares the tree with what this node signed and cosigned before

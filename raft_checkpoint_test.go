@@ -40,6 +40,7 @@ func (c *testCluster) checkHead(i int, h signedHead, size uint64) {
 
 // TestFirstHead asks for a head of the first entry while the cluster forms.
 func TestFirstHead(t *testing.T) {
+	t.Parallel()
 	for _, size := range []int{1, 3} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
 			t.Parallel()
@@ -161,9 +162,21 @@ func TestHeadAfterRestart(t *testing.T) {
 	}
 }
 
-// TestHeadRefused gives a node the file of another ledger, and one that says it
-// signed another tree: it says so and signs nothing.
+// forgeSigned is the file of a node that signed r, twice.
+func forgeSigned(r signedRecord) []byte {
+	b := make([]byte, 2*signedSlot)
+	for i := range uint64(2) {
+		r.number = i
+		copy(b[i*signedSlot:], r.append(nil))
+	}
+	return b
+}
+
+// TestHeadRefused gives a node that stands alone the file of another ledger,
+// and one that says it signed another tree: it says so, proves nothing and goes
+// on serving.
 func TestHeadRefused(t *testing.T) {
+	t.Parallel()
 	other := newCluster(t, 1)
 	other.put(0, "other", "ledger")
 	other.signed(0, 1, false)
@@ -177,14 +190,9 @@ func TestHeadRefused(t *testing.T) {
 	c.signed(0, 1, false)
 	own := c.nodes[0].signer.file.last
 	forged := func(change func(r *signedRecord)) []byte {
-		b := make([]byte, 2*signedSlot)
-		for i := range uint64(2) {
-			r := own
-			change(&r)
-			r.number = i
-			copy(b[i*signedSlot:], r.append(nil))
-		}
-		return b
+		r := own
+		change(&r)
+		return forgeSigned(r)
 	}
 	path := filepath.Join(c.nodes[0].o.dataDir, signedName)
 	for name, row := range map[string]struct {
@@ -205,17 +213,34 @@ func TestHeadRefused(t *testing.T) {
 			_, err = c.nodes[0].signedHead(t.Context(), 1, cosigned)
 			wantError(t, err, errDiverged, row.want)
 		}
+		checkUnproven(t, serveCluster(t, c)[0], row.want)
 		if got := c.nodes[0].signer.file.last.size; got != 1 {
 			t.Errorf("%s: signed %d entries", name, got)
 		}
 	}
 	c.kill(0)
-	os.WriteFile(path, forged(func(r *signedRecord) { r.size = 3 }), 0o600)
+	os.WriteFile(path, forged(func(r *signedRecord) { r.size = 100 }), 0o600)
 	c.start(0)
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	_, err = c.nodes[0].signedHead(ctx, 1, false)
-	wantError(t, err, errNotYetApplied, "1 of 3 entries")
+	wantError(t, err, errNotYetApplied, "of 100 entries")
+}
+
+// checkUnproven checks that a server whose node signs nothing reads and writes,
+// and says why it proves nothing.
+func checkUnproven(t *testing.T, s *testServer, why string) {
+	t.Helper()
+	s.do("PUT", "/b", "1")
+	s.check([]apiRow{
+		{method: "GET", target: "/a", status: 200, in: "1"},
+		{method: "PUT", target: "/b?receipt=true", body: "2", status: 200, in: `"receipt_error":{"code":"corrupt"`},
+		{method: "PUT", target: "/b?receipt=true", body: "2", status: 200, in: why},
+		{method: "GET", target: "/verify/a", status: 409, code: "corrupt", in: why},
+		{method: "GET", target: "/ledger/checkpoint", status: 409, code: "corrupt", in: why},
+		{method: "GET", target: "/health", status: 200, in: `"status":"degraded"`},
+		{method: "GET", target: "/health", status: 200, in: why},
+	})
 }
 
 // TestHeadStorm has many callers ask for ever larger heads: they share them.

@@ -46,7 +46,7 @@ func (n *node) hearCommit() (struct{}, error) {
 	ctx, cancel := context.WithTimeout(n.ctx, n.silence())
 	defer cancel()
 	addr, leader := n.leaderServer()
-	if addr == "" {
+	if addr == "" || leader == serverID(n.identity()) { // Raft would step down from what it hears of itself
 		return none, errNoLeader
 	}
 	b, err := n.ask(ctx, string(addr), askCommit, 16)

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"testing"
 	"time"
 )
@@ -27,6 +28,26 @@ func TestHearCommit(t *testing.T) {
 	}
 	if term := follower.raft.Load().CurrentTerm(); term != c.nodes[c.leader()].raft.Load().CurrentTerm() {
 		t.Errorf("the follower is in term %d", term)
+	}
+}
+
+// TestHearCommitLeading: a node that has come to lead meanwhile hears nothing
+// of itself, which would end its leadership.
+func TestHearCommitLeading(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 3)
+	lead := c.leader()
+	n := c.nodes[lead]
+	h := c.put(lead, "k", "v")
+	term := n.readyTerm.Load()
+	if _, err := n.hearCommit(); !errors.Is(err, errNoLeader) {
+		t.Errorf("the leader hears %v", err)
+	}
+	if err := n.waitCommitted(t.Context(), h.seq+1); err != nil {
+		t.Error(err)
+	}
+	if !n.leads() || n.raft.Load().CurrentTerm() != term {
+		t.Errorf("it led term %d, now it is %s in term %d", term, n.raft.Load().State(), n.raft.Load().CurrentTerm())
 	}
 }
 

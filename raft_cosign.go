@@ -31,9 +31,8 @@ type headCosigner struct {
 	n      *node
 	before uint64 // entries in the last head cosigned before the start; immutable after open
 
-	mu       sync.Mutex // held for one cosignature: what is checked is what is remembered
-	file     *signedFile
-	refusing bool
+	mu   sync.Mutex // held for one cosignature: what is checked is what is remembered
+	file *signedFile
 }
 
 // cosign signs a checkpoint with the node key if the ledger key signed it, this
@@ -81,22 +80,23 @@ var errOlderHead = errors.New("a larger tree is cosigned already")
 // agrees compares h with this node's own bytes and with what it cosigned before;
 // mu must be held.
 func (c *headCosigner) agrees(h treeHead) error {
+	if err := c.n.refused(); err != nil {
+		return err
+	}
 	if h.size < c.file.last.size {
 		return fmt.Errorf("%w: %d entries, asked for %d", errOlderHead, c.file.last.size, h.size)
 	}
-	err := c.file.extends(h.size, c.n.root)
-	if err == nil {
-		err = c.n.compareHead(h)
+	if err := c.n.refuse(c.file.extends(h.size, c.n.root)); err != nil {
+		return err
 	}
-	c.refusing = c.n.sayRefusal(err, c.refusing)
-	return err
+	return c.n.compareHead(h)
 }
 
 // check compares this node's tree with what it cosigned before its start.
 func (c *headCosigner) check() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.refusing = c.n.sayRefusal(c.file.extends(c.n.store.size(), c.n.root), c.refusing)
+	c.n.refuse(c.file.extends(c.n.store.size(), c.n.root))
 }
 
 // compareHead compares a head of another node with this node's own tree.
@@ -146,7 +146,7 @@ type headCollector struct {
 
 	// owned by the round under way
 	leaderFailed time.Time // when a leader last did not answer
-	refusing     bool
+	differs      bool      // the leader's tree was not this node's: said aloud
 }
 
 // collected is a head and who cosigned it.
@@ -184,7 +184,7 @@ func (c *headCollector) fresh() (signedHead, bool) {
 func (c *headCollector) round() (signedHead, error) {
 	if !c.n.leads() && c.n.o.now().Sub(c.leaderFailed) > leaderTimeout {
 		h, err := c.askLeader()
-		c.refusing = c.n.sayRefusal(err, c.refusing)
+		c.sayDiffers(errors.Is(err, errDiverged), err)
 		if err == nil || errors.Is(err, errDiverged) {
 			return h, err
 		}
@@ -192,6 +192,14 @@ func (c *headCollector) round() (signedHead, error) {
 		c.n.o.logger.Info("the leader gives no cosigned tree head", "error", err)
 	}
 	return c.collect()
+}
+
+// sayDiffers logs, once, that the leader signed another tree than this node's.
+func (c *headCollector) sayDiffers(differs bool, err error) {
+	if differs && !c.differs {
+		c.n.o.logger.Error("the leader signed another tree than this node's", "error", err)
+	}
+	c.differs = differs
 }
 
 // headRequest asks the leader for a cosigned head of at least Size entries.
@@ -224,8 +232,8 @@ func (c *headCollector) askLeader() (signedHead, error) {
 	n := c.n
 	ctx, cancel := context.WithTimeout(n.ctx, leaderWait)
 	defer cancel()
-	addr, _ := n.leaderServer()
-	if addr == "" {
+	addr, leader := n.leaderServer()
+	if addr == "" || leader == serverID(n.identity()) { // it would wait for the round that asks
 		return signedHead{}, errNoLeader
 	}
 	var reply headReply

@@ -30,6 +30,9 @@ import (
 //     difference are in doubt. A node in doubt serves nothing but takes part in
 //     Raft, so that the missing voters can come and decide.
 //
+// A node is the odd one, too, if its tree does not go on from what it signed
+// itself, and the others are enough without it (raft_checkpoint.go).
+//
 // The odd one stops: no votes, no answers, exit. It first writes why into the
 // file DIVERGED, which keeps it from starting until its state was set aside
 // (raft_repair.go). A crash before that file is there leaves a node that finds
@@ -365,6 +368,14 @@ func (n *node) condemn(err error) error {
 		n.stopRaft()
 	}
 	return errors.Join(err, markDiverged(n.o.dataDir, err.Error()))
+}
+
+// spared tells whether the other voters can go on, and take this node in again,
+// without it.
+func (n *node) spared() bool {
+	own, voters := serverID(n.identity()), n.voters()
+	others := slices.DeleteFunc(slices.Clone(voters), func(s raft.Server) bool { return s.ID == own })
+	return len(others) > len(voters)/2
 }
 
 // markDiverged keeps the node in dir from starting.

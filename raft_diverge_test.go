@@ -74,7 +74,7 @@ func (c *testCluster) repair(i int) {
 		}
 		return err == nil
 	})
-	for _, name := range []string{ledgerName, nodeFileName, divergedName} {
+	for _, name := range []string{ledgerName, nodeFileName, nodeKeyName, signedName, cosignedName, divergedName} {
 		if _, err := os.Stat(filepath.Join(aside, name)); err != nil {
 			c.t.Error(err)
 		}
@@ -87,6 +87,7 @@ func (c *testCluster) repair(i int) {
 // middle of a segment or at its end, whether it follows or leads; the others go
 // on. It does not start again until it was repaired, and then has what they have.
 func TestDivergedNode(t *testing.T) {
+	t.Parallel()
 	for name, row := range map[string]struct {
 		leads, sealed bool
 	}{
@@ -128,6 +129,54 @@ func TestDivergedNode(t *testing.T) {
 			if v := c.get(bad, "k"); v != "right" {
 				t.Errorf("repaired, it reads %q", v)
 			}
+		})
+	}
+}
+
+// A node that signed or cosigned another tree than it has stops when it is
+// opened, if the others are enough without it. Repaired, it has a new key, and
+// nothing it signed before binds it. One of two nodes must go on.
+func TestSignedOtherTree(t *testing.T) {
+	for name, row := range map[string]struct {
+		size int
+		file string
+	}{
+		"signed":     {3, signedName},
+		"cosigned":   {3, cosignedName},
+		"one of two": {2, cosignedName},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := newCluster(t, row.size)
+			lead := c.leader()
+			c.put(lead, "k", "v")
+			bad := (lead + 1) % row.size
+			c.waitCosigners(bad, 1, row.size)
+			c.signed(bad, 1, false)
+			key := c.nodes[bad].publicKey()
+			r := c.nodes[bad].signer.file.last
+			if row.file == cosignedName {
+				r = c.nodes[bad].cosigner.file.last
+			}
+			r.root[7] ^= 1
+			c.kill(bad)
+			if err := os.WriteFile(filepath.Join(c.nodes[bad].o.dataDir, row.file), forgeSigned(r), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			c.start(bad)
+			if row.size == 2 {
+				eventually(t, "it still signs", func() bool { return c.nodes[bad].refused() != nil })
+				c.put(bad, "k", "more")
+				_, err := c.nodes[bad].signedHead(t.Context(), 1, false)
+				wantError(t, err, errDiverged, "entries 0 to 0: the tree has root")
+				return
+			}
+			c.wantStopped(bad, "entries 0 to 0: the tree has root")
+			c.repair(bad)
+			if c.nodes[bad].publicKey() == key {
+				t.Error("it has its old key")
+			}
+			c.waitCosigners(bad, 1, row.size)
 		})
 	}
 }

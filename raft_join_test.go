@@ -87,6 +87,7 @@ func TestFormationWaitsForAll(t *testing.T) {
 // Five nodes, of which 1, 2, 3 and 3, 4, 5 know each other, are one cluster in
 // the end, whichever of the two node 3 has pledged to form.
 func TestOverlappingSetsFormOneCluster(t *testing.T) {
+	t.Parallel()
 	for name, order := range map[string][]int{
 		"one by one":   {0, 1, 3, 4, 2},
 		"second first": {2, 3, 4, 0, 1},
@@ -119,6 +120,7 @@ func TestOverlappingSetsFormOneCluster(t *testing.T) {
 // them, have pledged, or when it alone has formed it; when it is back, the same
 // cluster forms.
 func TestCoordinatorCrash(t *testing.T) {
+	t.Parallel()
 	t.Run("some pledged", func(t *testing.T) {
 		t.Parallel()
 		c := newNodes(t, 3)
@@ -246,6 +248,7 @@ func TestPledgeRefusals(t *testing.T) {
 
 // Nodes that do not want the same do not form a cluster.
 func TestFormationRefusals(t *testing.T) {
+	t.Parallel()
 	for name, row := range map[string]struct {
 		change func(*nodeOptions)
 		want   string
@@ -301,6 +304,7 @@ func TestBootstrapForms(t *testing.T) {
 
 // A directory that is not this node's, or not whole, is refused in one line.
 func TestOpenRefusals(t *testing.T) {
+	t.Parallel()
 	started := func(t *testing.T, sealed bool) *testCluster {
 		c := newCluster(t, 1)
 		c.put(0, "a", "1")

@@ -212,15 +212,27 @@ func (n *node) proposeKey(replaces publicKey) error {
 }
 
 // rotateLedgerKey gives the ledger a new key; this node has it on return. The
-// new key signs from then on, and a note signed by both hands over.
+// new key signs from then on, and a note signed by both hands over. A rotation
+// that this node had not heard of yet, or one at the same time, goes before: each
+// call makes a key of its own.
 func (n *node) rotateLedgerKey(ctx context.Context) error {
-	old, err := n.waitKeys(ctx)
-	if err != nil {
-		return err
+	for {
+		old, err := n.waitKeys(ctx)
+		if err != nil {
+			return err
+		}
+		stale, err := n.rotate(ctx, old.public())
+		if err == nil {
+			err = n.waitReplaced(ctx, old)
+		}
+		if err != nil || !stale {
+			return err
+		}
 	}
-	if err := n.rotate(ctx, old.public()); err != nil {
-		return err
-	}
+}
+
+// waitReplaced waits until this node knows the key that came after old.
+func (n *node) waitReplaced(ctx context.Context, old *ledgerKeys) error {
 	for {
 		changed := n.changing.next()
 		if n.keys().public() != old.public() {
@@ -239,16 +251,40 @@ type rotateRequest struct {
 	Replaces []byte `json:"replaces"` // public key
 }
 
-// rotate has the leader replace a ledger key.
-func (n *node) rotate(ctx context.Context, replaces publicKey) error {
+// rotateReply says that the key is replaced.
+type rotateReply struct {
+	Stale bool `json:"stale"` // it was before
+}
+
+// rotate has the leader replace a ledger key; stale tells that it was replaced
+// already.
+func (n *node) rotate(ctx context.Context, replaces publicKey) (stale bool, err error) {
 	if n.leads() {
-		return n.proposeKey(replaces)
+		return n.replaceKey(replaces)
 	}
 	addr, _ := n.leaderServer()
 	if addr == "" {
-		return errNoLeader
+		return false, errNoLeader
 	}
-	return n.call(ctx, http.MethodPost, string(addr), "/rotate-key", rotateRequest{replaces[:]}, nil)
+	ctx, cancel := n.whileLeads(ctx, string(addr))
+	defer cancel()
+	var reply rotateReply
+	if err := n.call(ctx, http.MethodPost, string(addr), "/rotate-key", rotateRequest{replaces[:]}, &reply); err != nil {
+		return false, fmt.Errorf("%w: rotating the ledger key: %w", errUnknownOutcome, err)
+	}
+	return reply.Stale, nil
+}
+
+// replaceKey is rotate on the leader.
+func (n *node) replaceKey(replaces publicKey) (stale bool, err error) {
+	err = n.proposeKey(replaces)
+	switch {
+	case errors.Is(err, errStaleKey):
+		return true, nil
+	case errors.Is(err, errNotApplied):
+		err = fmt.Errorf("%w: %w", errNoLeader, err)
+	}
+	return false, err
 }
 
 // serveRotate replaces the ledger key for a follower.
@@ -261,5 +297,6 @@ func (n *node) serveRotate(w http.ResponseWriter, r *http.Request) {
 		respond(w, nil, errNoLeader)
 		return
 	}
-	respond(w, struct{}{}, n.proposeKey(publicKey(ask.Replaces)))
+	stale, err := n.replaceKey(publicKey(ask.Replaces))
+	respond(w, rotateReply{stale}, err)
 }

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -162,6 +163,34 @@ func TestRotateLedgerKey(t *testing.T) {
 		eventually(t, "the node has the last key", func() bool { return c.key(i) == keys[2] })
 		h := c.signed(i, 1, false)
 		c.checkSignedBy(h.note, keys[2])
+	}
+}
+
+// TestRotationsAtOnce has nodes rotate that do not know of each other's rotations.
+func TestRotationsAtOnce(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 3)
+	c.leader()
+	for i := range 3 {
+		c.key(i)
+	}
+	const each = 5
+	var wg sync.WaitGroup
+	for i := range 3 {
+		wg.Go(func() {
+			for range each {
+				if err := c.nodes[i].rotateLedgerKey(t.Context()); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	for i := range 3 {
+		eventually(t, "the node has all keys", func() bool {
+			_, former, err := c.nodes[i].ledgerVKeys()
+			return err == nil && len(former) == 3*each
+		})
 	}
 }
 

@@ -198,6 +198,7 @@ func TestLogLargeBatch(t *testing.T) {
 }
 
 func TestLogDeleteRange(t *testing.T) {
+	t.Parallel()
 	const first, last = 11, 60
 	for _, c := range []struct {
 		min, max  uint64
@@ -462,6 +463,7 @@ func TestLogReadsRecentFromMemory(t *testing.T) {
 
 // Readers, an appender with conflicts and a remover of prefixes, all at once.
 func TestLogConcurrent(t *testing.T) {
+	t.Parallel()
 	o := testLogOptions(t)
 	o.cache = 3000
 	l := mustOpenLog(t, t.TempDir(), o)
@@ -790,6 +792,7 @@ func (f *logFSM) Restore(r io.ReadCloser) error       { return errors.New("none"
 
 // raft itself runs on both stores, and finds everything after a restart.
 func TestLogUnderRaft(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	const each = 40
 	for start := 1; start <= 3; start++ {

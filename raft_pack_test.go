@@ -22,6 +22,7 @@ func oneGated(t *testing.T, change ...func(*nodeOptions)) (*testCluster, *gateDi
 // Requests that arrive together share packs, are applied in the order they were
 // submitted, and each gets its own result.
 func TestPackResults(t *testing.T) {
+	t.Parallel()
 	for _, through := range []string{"leader", "follower"} {
 		t.Run(through, func(t *testing.T) {
 			t.Parallel()

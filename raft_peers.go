@@ -38,6 +38,7 @@ type nodeStatus struct {
 	diskFull  bool
 	archive   string
 	storage   string // "ok", or what is damaged on this node's disk
+	signing   string // "ok", or why this node signs no tree head
 }
 
 const (
@@ -249,7 +250,10 @@ func (n *node) status() nodeStatus {
 	s := nodeStatus{
 		clusterID: self.ClusterID, name: self.ClusterName, nodeID: self.NodeID, role: "forming", contact: -1,
 		size: n.store.size(), manifest: n.store.currentManifest(), diskFull: n.diskFull.Load(),
-		storage: n.store.storageState(),
+		storage: n.store.storageState(), signing: "ok",
+	}
+	if err := n.refused(); err != nil {
+		s.signing = err.Error()
 	}
 	if self.Removed {
 		s.role = "removed"

@@ -245,6 +245,7 @@ func TestExchangeHidesIdentityFromStrangers(t *testing.T) {
 // With a secret, one changed byte anywhere, even under a right checksum, must
 // leave no side believing that all is well with what that side received.
 func TestExchangeTampered(t *testing.T) {
+	t.Parallel()
 	sizes := map[bool]int{}
 	exchange(t, nodeA, nodeB, kindHTTP, "s", "s", 10*time.Second, func(fromDialer bool, b []byte) { sizes[fromDialer] += len(b) })
 	for _, fromDialer := range []bool{true, false} {

@@ -109,7 +109,9 @@ func (n *node) tryReadRound(ctx context.Context) error {
 	if addr == "" {
 		return errNoLeader
 	}
-	size, err := n.askNumber(ctx, string(addr), askConfirm)
+	asked, cancel := n.whileLeads(ctx, string(addr))
+	size, err := n.askNumber(asked, string(addr), askConfirm)
+	cancel()
 	if err != nil {
 		return err
 	}
@@ -145,8 +147,13 @@ func (n *node) confirmTerm(ctx context.Context) error {
 	}
 	quorum := len(voters)/2 + 1
 	for ; votes < quorum && left > 0; left-- {
-		if <-agree {
-			votes++
+		select {
+		case ok := <-agree:
+			if ok {
+				votes++
+			}
+		case <-ctx.Done(): // a question can wait longer than that for room in its connection
+			left = 1
 		}
 	}
 	if votes < quorum || !n.isReady() || n.readyTerm.Load() != term {

@@ -81,8 +81,12 @@ func TestF2NonvoterDoesNotConfirm(t *testing.T) {
 	if term := n.voterTerm(context.Background(), c.nodes[3].o.raftAddr); term != n.raft.Load().CurrentTerm() {
 		t.Fatalf("the non-voter is in term %d", term)
 	}
+	start := time.Now()
 	if err := n.confirmTerm(context.Background()); !errors.Is(err, errNoLeader) {
 		t.Errorf("with a non-voter only, a read is confirmed: %v", err)
+	}
+	if d := time.Since(start); d > streamDeadline/2 {
+		t.Errorf("the refusal took %v: it waited for connections that take nothing", d)
 	}
 	next := c.leader(lead, 3)
 	c.put(next, "a", "2")

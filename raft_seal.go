@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"sync"
 	"time"
 )
 
@@ -84,7 +85,8 @@ func (n *node) checkpointMoved(at checkpoint) {
 	}
 }
 
-// seal returns when the manifest covers everything written before the call.
+// seal returns when the manifest covers everything written before the call, on
+// all nodes that can be reached.
 func (n *node) seal(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, n.o.writeTimeout)
 	defer cancel()
@@ -94,8 +96,8 @@ func (n *node) seal(ctx context.Context) error {
 	size := n.store.size()
 	for {
 		changed := n.changing.next()
-		m := n.store.manifest.Load()
-		if shown := m.shown(); size == 0 || len(shown) > 0 && shown[len(shown)-1].end() >= size {
+		if n.store.manifest.Load().confirmedEnd() >= size {
+			n.showEverywhere(ctx, size)
 			return nil
 		}
 		if err := n.requestSeal(ctx, size); err != nil && !errors.Is(err, errNotApplied) && !errors.Is(err, errNoLeader) {
@@ -123,7 +125,12 @@ func (n *node) requestSeal(ctx context.Context, size uint64) error {
 	if addr == "" {
 		return errNoLeader
 	}
-	return n.call(ctx, http.MethodPost, string(addr), "/seal", nil, nil)
+	ctx, cancel := n.whileLeads(ctx, string(addr))
+	defer cancel()
+	if err := n.call(ctx, http.MethodPost, string(addr), "/seal", nil, nil); err != nil {
+		return fmt.Errorf("%w: %w", errNoLeader, err) // or it just was
+	}
+	return nil
 }
 
 // serveSeal seals for a follower.
@@ -133,6 +140,41 @@ func (n *node) serveSeal(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	respond(w, struct{}{}, n.proposeSeal())
+}
+
+// shownRequest asks a node to answer once its manifest shows the segments of
+// the first Size entries.
+type shownRequest struct {
+	Size uint64 `json:"size"`
+}
+
+// showEverywhere waits until the others show the segments of size entries,
+// but not for one that is away: it learns of them before it serves again.
+func (n *node) showEverywhere(ctx context.Context, size uint64) {
+	ctx, cancel := context.WithTimeout(ctx, n.silence())
+	defer cancel()
+	var all sync.WaitGroup
+	for _, s := range n.others() {
+		all.Go(func() { n.call(ctx, http.MethodPost, string(s.Address), "/shown", shownRequest{size}, nil) })
+	}
+	all.Wait()
+}
+
+// serveShown answers a shownRequest.
+func (n *node) serveShown(w http.ResponseWriter, r *http.Request) {
+	var ask shownRequest
+	if !decode(w, r, &ask) {
+		return
+	}
+	for n.store.manifest.Load().confirmedEnd() < ask.Size {
+		n.commits.join(r.Context(), n, n.hearCommit) // else Raft tells us up to 40 ms later
+		select {
+		case <-r.Context().Done():
+			return
+		case <-time.After(time.Millisecond):
+		}
+	}
+	respond(w, struct{}{}, nil)
 }
 
 // serveTransfer hands over leadership for a follower that was asked to.

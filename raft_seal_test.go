@@ -23,6 +23,7 @@ func partsOf(id uint64, size int, op operation) (parts [][]byte) {
 
 // An upload is whole or absent, whatever comes between its parts.
 func TestUploadInterrupted(t *testing.T) {
+	t.Parallel()
 	for name, row := range map[string]struct {
 		event func(c *testCluster)
 		lost  bool
@@ -191,6 +192,7 @@ func TestUploadsAndSeals(t *testing.T) {
 
 // A segment is sealed when it is large or old enough, without anybody asking.
 func TestSealBySizeAndAge(t *testing.T) {
+	t.Parallel()
 	for name, change := range map[string]func(*nodeOptions){
 		"size": func(o *nodeOptions) { o.segmentSize = 1000 },
 		"age":  func(o *nodeOptions) { o.sealAfter = 10 * time.Millisecond },
@@ -264,5 +266,38 @@ func TestSealAnswers(t *testing.T) {
 	c.kill(1 - lead)
 	if err := c.nodes[lead].seal(t.Context()); !errors.Is(err, errNoLeader) && !errors.Is(err, errUnknownOutcome) {
 		t.Errorf("sealing without a quorum: %v", err)
+	}
+}
+
+// After a seal every node shows the segments, whichever was asked.
+func TestSealIsSeenEverywhere(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 3)
+	for i := range 12 {
+		c.put(i%3, fmt.Sprint("key-", i), "v")
+		if err := c.nodes[i%3].seal(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		for k, n := range c.nodes {
+			if got := n.store.currentManifest().confirmedEnd(); got <= uint64(i) {
+				t.Errorf("seal %d through node %d: node %d shows %d entries", i, i%3+1, k+1, got)
+			}
+		}
+	}
+}
+
+// A follower whose leader dies while it asks for a seal goes on with the next one.
+func TestSealWhileTheLeaderDies(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 3)
+	lead := c.leader()
+	n := c.nodes[(lead+1)%3]
+	c.put(lead, "a", "1")
+	c.kill(lead)
+	if err := n.requestSeal(t.Context(), 1); !errors.Is(err, errNoLeader) {
+		t.Errorf("asking a dead leader: %v, want errNoLeader", err)
+	}
+	if err := n.seal(t.Context()); err != nil {
+		t.Errorf("sealing with the next leader: %v", err)
 	}
 }

@@ -14,6 +14,7 @@ func goldenSigned() signedRecord {
 }
 
 func TestSignedGolden(t *testing.T) {
+	t.Parallel()
 	b := golden(t, "signed-1.bin")
 	want := goldenSigned()
 	if got := want.append([]byte("before")); !bytes.Equal(got[6:], b[:signedSize]) {

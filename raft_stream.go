@@ -207,6 +207,20 @@ func (t *streamTable) to(ctx context.Context, addr string, packs bool) (*peerStr
 	return s, nil
 }
 
+// leavePacks closes the streams for packs to all but the leader. An old leader
+// that is alive has answered what it was sent; one that hangs would hold up
+// the packs behind, for its connections stay open.
+func (t *streamTable) leavePacks(leader string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for key, s := range t.streams {
+		if key.packs && key.addr != leader {
+			s.out.conn.Close() // receive ends then
+			delete(t.streams, key)
+		}
+	}
+}
+
 // askNumber asks the node at addr for a number and waits for it.
 func (n *node) askNumber(ctx context.Context, addr string, kind byte) (uint64, error) {
 	b, err := n.ask(ctx, addr, kind, 8)
@@ -237,7 +251,7 @@ func (n *node) ask(ctx context.Context, addr string, kind byte, size int) ([]byt
 		}
 		return a.payload, nil
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return nil, context.Cause(ctx)
 	}
 }
 

@@ -85,6 +85,31 @@ func gates() (disks map[uint64]*gateDisk, change func(*nodeOptions)) {
 	}
 }
 
+// What was asked of a leader that hangs, with its connections open, holds up
+// nothing once another one leads.
+func TestLeaderThatHangs(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 3)
+	old := c.leader()
+	follower := (old + 1) % 3
+	c.put(follower, "a", "1")
+	c.isolate(old, linkSilent)
+	hung := c.nodes[follower].send(&request{ops: []operation{putOf("hung", "x")}})
+	c.leader(old)
+	start := time.Now()
+	c.put(follower, "a", "2")
+	if v := c.get(follower, "a"); v != "2" {
+		t.Errorf("the follower reads %q", v)
+	}
+	if f := receive(t, hung, "the hung write is answered"); f.err != nil && !errors.Is(f.err, errUnknownOutcome) {
+		t.Errorf("the hung write: %v", f.err)
+	}
+	if took, limit := time.Since(start), c.nodes[follower].o.readTimeout; took > limit {
+		t.Errorf("that took %v, want less than any time-out, %v", took, limit)
+	}
+	c.links.heal()
+}
+
 // F6: a leader whose log disk hangs loses its office, and the others go on.
 func TestF6HungDisk(t *testing.T) {
 	t.Parallel()
@@ -179,6 +204,7 @@ func TestFate(t *testing.T) {
 // A follower whose memory holds something else than was agreed finds out when
 // the segment is sealed, and stops; the others go on. It comes back with a new disk.
 func TestDivergenceStopsNode(t *testing.T) {
+	t.Parallel()
 	for name, row := range map[string]struct {
 		change func(p *pendingSegment)
 		want   string
@@ -270,6 +296,7 @@ func (c *testCluster) goOn(acked *atomic.Int64, count int64) {
 
 // Each node in turn is closed in order and opened again while clients write.
 func TestRollingRestart(t *testing.T) {
+	t.Parallel()
 	for _, size := range []int{1, 3} {
 		t.Run(fmt.Sprint(size, " nodes"), func(t *testing.T) {
 			t.Parallel()

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -24,14 +25,20 @@ import (
 //   - F8: a follower never hears of a commit index beyond the entries that the
 //     same message shows it to have.
 //   - AppendEntries stay near 1 MiB; Raft bounds them by count only.
+//   - A follower that is away, or still fetches the segments of a snapshot, is
+//     tried again soon, however often it was before: Raft would wait up to 10 s
+//     and not see that it is back (retry).
 //   - Both ends of a stream check that the server is the one Raft means.
 
 const (
 	appendBudget     = 1 << 20 // bytes of entries in one AppendEntries
 	entryOverhead    = 80      // bytes that msgpack adds to an entry, about
 	raftTimeout      = 10 * time.Second
-	raftPool         = 3    // idle streams per peer
-	raftTimeoutScale = 1024 // bytes of snapshot for each timeout: restoring follows the sending
+	raftPool         = 3                     // idle streams per peer
+	raftTimeoutScale = 1024                  // bytes of snapshot for each timeout: restoring follows the sending
+	retryPause       = 20 * time.Millisecond // before the second try; each later one is twice as long
+	retryPauseMax    = 500 * time.Millisecond
+	retryFor         = time.Minute // then Raft sees the error: the server may have left
 )
 
 // errStalled is returned instead of sending anything that would keep a leader in office whose disk hangs.
@@ -56,6 +63,7 @@ func parseServerID(id raft.ServerID) (node, incarnation uint64, err error) {
 // transportOptions is what a transport needs; zero fields take the values of production.
 type transportOptions struct {
 	stalled func() bool   // this node's own StoreLogs hangs; nil = never
+	leads   func() bool   // this node goes on sending to followers; nil = it sends once
 	timeout time.Duration // of one call; 0 = raftTimeout
 	budget  int           // bytes of entries in one AppendEntries; 0 = appendBudget
 	logger  *slog.Logger
@@ -224,7 +232,38 @@ func (t *raftTransport) AppendEntries(id raft.ServerID, addr raft.ServerAddress,
 	}
 	a.Entries = a.Entries[:fitting(a.Entries, t.o.budget)]
 	boundCommit(a)
-	return t.NetworkTransport.AppendEntries(id, target(id, addr), a, r)
+	send := func() error { return t.NetworkTransport.AppendEntries(id, target(id, addr), a, r) }
+	if a.PrevLogEntry == 0 && len(a.Entries) == 0 { // a heartbeat: Raft's own pauses are short
+		return send()
+	}
+	return t.retry(send)
+}
+
+// retry makes a call until it has reached a follower that can take it. Raft
+// doubles its pause with each failure, those of a time when the follower was
+// down included, up to 10 s, in which a node that came back gets nothing.
+func (t *raftTransport) retry(call func() error) error {
+	end := time.Now().Add(retryFor)
+	for pause := retryPause; ; pause = min(2*pause, retryPauseMax) {
+		err := call()
+		if err == nil || !passes(err) || t.o.leads == nil || time.Now().After(end) {
+			return err
+		}
+		select {
+		case <-time.After(pause):
+		case <-t.done:
+			return err
+		}
+		if !t.o.leads() || t.o.stalled() {
+			return err
+		}
+	}
+}
+
+// passes tells whether the same call may soon succeed. What a follower answers
+// comes as text.
+func passes(err error) bool {
+	return errors.Is(err, errDial) && !errors.Is(err, errRefused) || strings.Contains(err.Error(), errFetching.Error())
 }
 
 // fitting returns how many entries fit into budget bytes, at least one if there is one.
@@ -293,12 +332,19 @@ func (p *raftPipeline) AppendEntries(a *raft.AppendEntriesRequest, r *raft.Appen
 	}
 }
 
-// InstallSnapshot counts as a leader's sign of life like AppendEntries.
+// InstallSnapshot counts as a leader's sign of life like AppendEntries. A
+// snapshot is small: the segments travel another way.
 func (t *raftTransport) InstallSnapshot(id raft.ServerID, addr raft.ServerAddress, a *raft.InstallSnapshotRequest, r *raft.InstallSnapshotResponse, data io.Reader) error {
 	if t.o.stalled() {
 		return errStalled
 	}
-	return t.NetworkTransport.InstallSnapshot(id, target(id, addr), a, r, data)
+	b, err := io.ReadAll(data)
+	if err != nil {
+		return err
+	}
+	return t.retry(func() error {
+		return t.NetworkTransport.InstallSnapshot(id, target(id, addr), a, r, bytes.NewReader(b))
+	})
 }
 
 // RequestVote sends a vote request to the very server.

@@ -2,14 +2,17 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -232,6 +235,67 @@ func TestTransportStalled(t *testing.T) {
 	}
 }
 
+// TestTransportRetries has a follower that is away at first and then fetches
+// segments for a while: neither reaches Raft as an error.
+func TestTransportRetries(t *testing.T) {
+	var leads atomic.Bool
+	leads.Store(true)
+	dials, away := 0, 3
+	dial := func(ctx context.Context, addr string) (net.Conn, error) {
+		if dials++; dials <= away {
+			return nil, syscall.ECONNREFUSED
+		}
+		return new(net.Dialer).DialContext(ctx, "tcp", addr)
+	}
+	a := newRaftTransport(openPort(t, nodeA, portOptions{dial: dial}), transportOptions{leads: leads.Load, logger: portLog(t)})
+	b := newRaftTransport(openPort(t, nodeB, portOptions{}), transportOptions{logger: portLog(t)})
+	defer a.Close()
+	defer b.Close()
+	id, addr, head := serverID(nodeB), b.LocalAddr(), headerOf(nodeA, a)
+	var fetching atomic.Int32
+	go func() {
+		for {
+			select {
+			case rpc := <-b.Consumer():
+				if rpc.Reader == nil {
+					rpc.Respond(&raft.AppendEntriesResponse{Success: true}, nil)
+					continue
+				}
+				var err error
+				if body, _ := io.ReadAll(rpc.Reader); string(body) != "snap" {
+					err = fmt.Errorf("snapshot is %q", body)
+				} else if fetching.Add(-1) >= 0 {
+					err = fmt.Errorf("failed to restore snapshot 1-2: %w: 1 of 2 are missing", errFetching)
+				}
+				rpc.Respond(&raft.InstallSnapshotResponse{Success: err == nil}, err)
+			case <-b.done:
+				return
+			}
+		}
+	}()
+	entries := func() error {
+		return a.AppendEntries(id, addr, &raft.AppendEntriesRequest{RPCHeader: head, PrevLogEntry: 1}, new(raft.AppendEntriesResponse))
+	}
+	snapshot := func() error {
+		fetching.Store(2)
+		return a.InstallSnapshot(id, addr, &raft.InstallSnapshotRequest{RPCHeader: head, Size: 4}, new(raft.InstallSnapshotResponse), strings.NewReader("snap"))
+	}
+	heartbeat := a.AppendEntries(id, addr, &raft.AppendEntriesRequest{RPCHeader: head}, new(raft.AppendEntriesResponse))
+	if !errors.Is(heartbeat, errDial) || dials != 1 {
+		t.Errorf("heartbeat: error is %v after %d dials, want errDial after one", heartbeat, dials)
+	}
+	if err := entries(); err != nil || dials != away+1 {
+		t.Errorf("AppendEntries: error is %v after %d dials, want %d", err, dials, away+1)
+	}
+	if err := snapshot(); err != nil {
+		t.Errorf("InstallSnapshot: %v", err)
+	}
+	leads.Store(false)
+	if err := snapshot(); err == nil || !strings.Contains(err.Error(), "1 of 2 are missing") {
+		t.Errorf("InstallSnapshot of a node that does not lead any more: error is %v", err)
+	}
+}
+
 // Raft can be stopped and started again on a port that stays open.
 func TestTransportAgainOnOnePort(t *testing.T) {
 	pa, pb := openPort(t, nodeA, portOptions{}), openPort(t, nodeB, portOptions{})
@@ -395,6 +459,7 @@ func takeOver(t testing.TB, peers []*raftPeer, i int) {
 // Large entries travel in messages near the budget, both while a follower
 // catches up (replicateTo) and in the pipeline, and arrive whole and in order.
 func TestLargeEntries(t *testing.T) {
+	t.Parallel()
 	const entries, size = 30, 300 << 10
 	l := newLinks()
 	peers := startPeers(t, 3, l, func(c *raft.Config) {

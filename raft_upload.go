@@ -119,6 +119,8 @@ const notLeaderStatus = http.StatusMisdirectedRequest
 func (n *node) forwardLarge(addr string, body []byte) ([]result, error) {
 	ctx, cancel := context.WithTimeout(n.ctx, n.o.writeTimeout)
 	defer cancel()
+	ctx, stop := n.whileLeads(ctx, addr)
+	defer stop()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+addr+"/pack", bytes.NewReader(body))
 	if err != nil {
 		return nil, err

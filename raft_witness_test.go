@@ -269,6 +269,7 @@ func (c *testCluster) waitWitnessed(size, least uint64, list ...*lateWitness) {
 // TestWitnessCluster: a cluster with two witnesses, of which one is out of order,
 // through a change of leader.
 func TestWitnessCluster(t *testing.T) {
+	t.Parallel()
 	first, second := newLateWitness(t), newLateWitness(t)
 	c := newCluster(t, 3, witnessed(first, second))
 	lead := c.leader()

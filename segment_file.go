@@ -33,6 +33,9 @@ import (
 //	    56     4  0
 //	    60     4  CRC32C of bytes 0 to 59
 //
+// Every later format keeps the magic, the format and this CRC where they are,
+// so that a flipped bit is not taken for another format.
+//
 // Record:
 //
 //	     0     4  CRC32C of the rest of the record
@@ -289,11 +292,11 @@ func (s *segmentFile) readEnds() error {
 	if string(b[:8]) != segmentMagic {
 		return fmt.Errorf("%w: not a segment file: magic is %q", errCorrupt, b[:8])
 	}
-	if v := binary.BigEndian.Uint32(b[8:]); v != segmentFormat {
-		return fmt.Errorf("segment has format %d, this program reads %d", v, segmentFormat)
-	}
 	if got, want := crc32.Checksum(b[:60], castagnoli), binary.BigEndian.Uint32(b[60:]); got != want {
 		return fmt.Errorf("%w: segment header has CRC %08x, its bytes give %08x", errCorrupt, want, got)
+	}
+	if v := binary.BigEndian.Uint32(b[8:]); v != segmentFormat {
+		return fmt.Errorf("segment has format %d, this program reads %d", v, segmentFormat)
 	}
 	copy(s.cluster[:], b[16:])
 	s.first = binary.BigEndian.Uint64(b[32:])
@@ -450,6 +453,26 @@ func (s *segmentFile) records(values bool, f func(*record, place) error) (hash, 
 		offset += int64(n)
 	}
 	return tree.root(), nil
+}
+
+// headers returns the canonical headers of the entries from seq to end-1, whose
+// records lie side by side.
+func (s *segmentFile) headers(seq, end uint64) ([][]byte, error) {
+	pl, err := s.placeOf(seq)
+	if err != nil {
+		return nil, err
+	}
+	at := int64(s.recordsAt) + int64(pl.offset)
+	in := bufio.NewReaderSize(io.NewSectionReader(s.f, at, int64(s.directoryAt)-at), 64<<10)
+	raws := make([][]byte, 0, end-seq)
+	for ; seq < end; seq++ {
+		r, _, err := s.nextRecord(in, seq)
+		if err != nil {
+			return nil, err
+		}
+		raws = append(raws, r.raw)
+	}
+	return raws, nil
 }
 
 // nextRecord reads the record of seq from in and returns it with its size.

@@ -98,8 +98,18 @@ func checkSegment(t testing.TB, path string, p *pendingSegment) {
 	if err != nil || root != p.tree.root() || n != len(p.entries) {
 		t.Errorf("%d records, root %s, %v", n, root, err)
 	}
+	for i := range p.entries {
+		raws, err := f.headers(p.first+uint64(i), p.end())
+		if err != nil || len(raws) != len(p.entries)-i || !bytes.Equal(raws[0], p.entries[i].raw) || !bytes.Equal(raws[len(raws)-1], p.entries[len(p.entries)-1].raw) {
+			t.Errorf("headers from entry %d on are %x, %v", i, raws, err)
+		}
+	}
+	_, err = f.headers(p.first, p.end()+1)
+	wantError(t, err, errCorrupt, path, "records end early")
 	for _, seq := range []uint64{0, p.first - 1, p.end(), noSeq} {
 		_, err := f.placeOf(seq)
+		wantError(t, err, errCorrupt, path, "not in this segment")
+		_, err = f.headers(seq, seq+1)
 		wantError(t, err, errCorrupt, path, "not in this segment")
 	}
 }
@@ -285,6 +295,11 @@ func TestSegmentFileImpossible(t *testing.T) {
 	newer := slices.Clone(good)
 	newer[11] = 2
 	os.WriteFile(path, newer, 0o600)
+	if err := useSegment(path); !errors.Is(err, errCorrupt) {
+		t.Errorf("flipped bits of the format: %v", err)
+	}
+	resealSegment(newer)
+	os.WriteFile(path, newer, 0o600)
 	if err := useSegment(path); err == nil || !strings.Contains(err.Error(), "format 2, this program reads 1") {
 		t.Errorf("newer format: %v", err)
 	}
@@ -376,6 +391,11 @@ func FuzzSegmentFile(f *testing.F) {
 		for seq := s.first; seq < s.first+min(s.count, 64); seq++ {
 			if e, err := s.entry(seq, nil, true); err == nil && e.seq != seq {
 				t.Fatalf("entry %d is entry %d", seq, e.seq)
+			}
+			if raws, err := s.headers(seq, seq+2); err == nil {
+				if h, err := parseHeader(raws[1]); err != nil || h.seq != seq+1 {
+					t.Fatalf("after entry %d comes %+v, %v", seq, h, err)
+				}
 			}
 		}
 	})

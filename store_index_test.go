@@ -176,6 +176,7 @@ func mergeOnce(t testing.TB, x *keyIndex) bool {
 }
 
 func TestIndexModel(t *testing.T) {
+	t.Parallel()
 	m, dir := newIndexModel(t), t.TempDir()
 	x := mustOpenIndex(t, dir, nil)
 	m.check(t, x, 10)
@@ -404,6 +405,7 @@ func (m *indexModel) parts(info runInfo) iter.Seq2[runPart, error] {
 
 // TestRebuild damages runs of all levels before and after they are opened.
 func TestRebuild(t *testing.T) {
+	t.Parallel()
 	m := newIndexModel(t)
 	x, dir := growIndex(t, m, mergeWidth*mergeWidth+mergeWidth+1)
 	for mergeOnce(t, x) {
@@ -549,6 +551,7 @@ func TestHotKey(t *testing.T) {
 // TestReadersDuringMerges reads while runs are added, merged and removed;
 // under -race it also shows that readers need no lock.
 func TestReadersDuringMerges(t *testing.T) {
+	t.Parallel()
 	m := newIndexModel(t)
 	x, dir := growIndex(t, m, 1)
 	fixed := m.records(0, 99)

@@ -26,6 +26,7 @@ import (
 const (
 	mendWait  = 5 * time.Second // for a reader to get a segment that is being fetched
 	mendEvery = 5 * time.Second // between two tries to mend the same thing
+	soundFor  = 5 * time.Second // for which a file that was read whole is taken as sound
 )
 
 // scrubState is what the store knows of its damages.
@@ -33,7 +34,35 @@ type scrubState struct {
 	mu      sync.Mutex
 	damages map[string]diskDamage // by what is damaged, for what is not mended yet
 	mending map[uint64]*mending
-	closed  bool // no more repairs start
+	sound   map[uint64]soundFile // by first seq, of segments read whole a moment ago
+	closed  bool                 // no more repairs start
+}
+
+// soundFile is a file that was what the manifest says.
+type soundFile struct {
+	os.FileInfo
+	at time.Time
+}
+
+// wasSound tells whether the file of a segment, now st, was read whole and
+// found sound a moment ago, and is still the same.
+func (s *scrubState) wasSound(info segmentInfo, st os.FileInfo) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	was, ok := s.sound[info.first]
+	return ok && os.SameFile(was.FileInfo, st) && was.ModTime().Equal(st.ModTime()) && was.Size() == st.Size() && time.Since(was.at) < soundFor
+}
+
+// noteSound remembers that a file was sound, and forgets those for which it is
+// long ago.
+func (s *scrubState) noteSound(info segmentInfo, st os.FileInfo, at time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.sound == nil {
+		s.sound = make(map[uint64]soundFile)
+	}
+	maps.DeleteFunc(s.sound, func(_ uint64, f soundFile) bool { return time.Since(f.at) >= soundFor })
+	s.sound[info.first] = soundFile{st, at}
 }
 
 // diskDamage is something on the disk that is not what was written.
@@ -70,6 +99,9 @@ func (s *store) noteDamage(what string, d diskDamage) {
 	}
 	d.seen = time.Now()
 	s.scrub.damages[what] = d
+	if d.segment != nil {
+		delete(s.scrub.sound, d.segment.first)
+	}
 	s.o.metrics.scrub.damaged.set(int64(len(s.scrub.damages)))
 }
 
@@ -184,9 +216,14 @@ func (s *store) checkSum(info segmentInfo, read func(n int) error) error {
 		return err
 	}
 	defer f.Close()
+	return checkSumOf(f, info, read)
+}
+
+// checkSumOf is checkSum of an open file.
+func checkSumOf(f io.ReaderAt, info segmentInfo, read func(n int) error) error {
 	sum, n := sha256.New(), uint64(0)
 	for buf := make([]byte, 64<<10); ; {
-		k, err := f.Read(buf)
+		k, err := f.ReadAt(buf, int64(n))
 		sum.Write(buf[:k])
 		n += uint64(k)
 		if err == io.EOF {

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"sort"
 	"strings"
+	"time"
 )
 
 var (
@@ -123,37 +124,57 @@ func (s *store) headerAt(seq uint64) (entry, error) { return s.entryFrom(seq, ni
 // entryFrom returns the entry with the given seq from memory or from its
 // segment file, where its record is at pl if that is known.
 func (s *store) entryFrom(seq uint64, pl *place, value bool) (entry, error) {
+	if e, ok := s.entryInMemory(seq); ok {
+		return e.entry(), nil
+	}
+	return fromSegment(s, seq, func(f *segmentFile) (entry, error) { return f.entry(seq, pl, value) })
+}
+
+// headersFrom returns the canonical headers of entries seq to end-1, or of the
+// first of them if they are not in one place.
+func (s *store) headersFrom(seq, end uint64) ([][]byte, error) {
+	if e, ok := s.entryInMemory(seq); ok {
+		return [][]byte{e.raw}, nil
+	}
+	return fromSegment(s, seq, func(f *segmentFile) ([][]byte, error) { return f.headers(seq, min(end, f.first+f.count)) })
+}
+
+// entryInMemory returns the entry with the given seq if it is in memory.
+func (s *store) entryInMemory(seq uint64) (pendingEntry, bool) {
 	s.mu.RLock()
+	defer s.mu.RUnlock()
 	for _, p := range s.inMemory() {
 		if seq >= p.first && seq < p.end() {
-			e := p.entries[seq-p.first]
-			s.mu.RUnlock()
-			return e.entry(), nil
+			return p.entries[seq-p.first], true
 		}
 	}
-	s.mu.RUnlock()
+	return pendingEntry{}, false
+}
+
+// fromSegment reads from the file of the segment that entry seq is in, which is
+// mended if it turns out to be damaged.
+func fromSegment[T any](s *store, seq uint64, read func(*segmentFile) (T, error)) (T, error) {
+	var none T
 	m := s.manifest.Load()
 	k := m.find(seq)
 	if k < 0 {
-		return entry{}, errNotFound
+		return none, errNotFound
 	}
-	e, err := s.entryIn(m.segments[k], seq, pl, value)
+	try := func() (T, error) {
+		f, err := s.segment(m.segments[k])
+		if err != nil {
+			return none, err
+		}
+		return read(f)
+	}
+	v, err := try()
 	if !damagedFile(err) {
-		return e, err
+		return v, err
 	}
 	if merr := s.mend(m.segments[k]); merr != nil {
-		return entry{}, fmt.Errorf("entry %d: %w: %v; %v", seq, errCorrupt, err, merr) // a missing file is no missing entry
+		return none, fmt.Errorf("entry %d: %w: %v; %v", seq, errCorrupt, err, merr) // a missing file is no missing entry
 	}
-	return s.entryIn(m.segments[k], seq, pl, value)
-}
-
-// entryIn reads an entry from the file of its segment.
-func (s *store) entryIn(info segmentInfo, seq uint64, pl *place, value bool) (entry, error) {
-	file, err := s.segment(info)
-	if err != nil {
-		return entry{}, err
-	}
-	return file.entry(seq, pl, value)
+	return try()
 }
 
 // entry returns e as readers get it.
@@ -398,33 +419,61 @@ func (s *store) waitSize(ctx context.Context, n uint64) error {
 
 // segmentByID returns the open file of a confirmed segment.
 func (s *store) segmentByID(id string) (*segmentFile, segmentInfo, error) {
-	for _, info := range s.manifest.Load().shown() {
-		if info.id() == id {
-			f, err := s.segment(info)
-			return f, info, err
-		}
-	}
-	return nil, segmentInfo{}, fmt.Errorf("segment %q: %w", id, errNotFound)
-}
-
-// sealedFile opens the file of a confirmed segment for the caller to close. One
-// that is missing or cannot be a segment is mended first.
-func (s *store) sealedFile(id string) (*os.File, segmentInfo, error) {
-	_, info, err := s.segmentByID(id)
-	if errors.Is(err, errNotFound) {
-		return nil, info, err
-	}
-	if damagedFile(err) {
-		if merr := s.mend(info); merr != nil {
-			return nil, info, fmt.Errorf("segment %s: %w: %v; %v", id, errCorrupt, err, merr)
-		}
-		err = nil
-	}
+	info, err := s.shownSegment(id)
 	if err != nil {
 		return nil, info, err
 	}
-	f, err := os.Open(s.segmentPath(info))
+	f, err := s.segment(info)
 	return f, info, err
+}
+
+// shownSegment returns the confirmed segment with the given id.
+func (s *store) shownSegment(id string) (segmentInfo, error) {
+	for _, info := range s.manifest.Load().shown() {
+		if info.id() == id {
+			return info, nil
+		}
+	}
+	return segmentInfo{}, fmt.Errorf("segment %q: %w", id, errNotFound)
+}
+
+// sealedFile opens the file of a confirmed segment for the caller to close. All
+// of it is what was written; if it is not, it is mended first.
+func (s *store) sealedFile(id string) (*os.File, segmentInfo, error) {
+	info, err := s.shownSegment(id)
+	if err != nil {
+		return nil, info, err
+	}
+	f, err := s.openSound(info)
+	if !damagedFile(err) {
+		return f, info, err
+	}
+	if merr := s.mend(info); merr != nil {
+		return nil, info, fmt.Errorf("segment %s: %w: %v; %v", id, errCorrupt, err, merr)
+	}
+	f, err = s.openSound(info)
+	return f, info, err
+}
+
+// openSound opens the file of a segment and reads all of it, unless that was
+// done a moment ago: who fetches a file in parts does not have it read anew for each.
+func (s *store) openSound(info segmentInfo) (*os.File, error) {
+	f, err := os.Open(s.segmentPath(info))
+	if err != nil {
+		return nil, err
+	}
+	st, err := f.Stat()
+	if err == nil && !s.scrub.wasSound(info, st) {
+		begin := time.Now()
+		if err = checkSumOf(f, info, func(int) error { return s.running() }); err == nil {
+			s.scrub.noteSound(info, st, begin)
+		}
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
 }
 
 // currentManifest returns the manifest as clients see it: confirmed segments only.

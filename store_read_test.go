@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"sync"
 	"testing"
 )
@@ -92,8 +93,38 @@ func TestSegmentByID(t *testing.T) {
 	if b, err := io.ReadAll(file); err != nil || uint64(len(b)) != info.size || sha256.Sum256(b) != info.sum {
 		t.Errorf("file has %d bytes, %v", len(b), err)
 	}
+	sound := func() bool {
+		st, err := os.Stat(file.Name())
+		return err == nil && h.store.scrub.wasSound(info, st)
+	}
+	if !sound() {
+		t.Error("a file that was just read whole is read whole again")
+	}
+	flipBit(t, file.Name(), segmentHeaderSize, 1)
+	if _, _, err := h.store.sealedFile(info.id()); !errors.Is(err, errCorrupt) || sound() {
+		t.Errorf("a file that was written since is opened: %v", err)
+	}
+	flipBit(t, file.Name(), segmentHeaderSize, 1)
+	again, _, err := h.store.sealedFile(info.id())
+	if err != nil || !sound() {
+		t.Fatal("as it was, the file is not opened", err)
+	}
+	again.Close()
+	h.store.noteDamage(segmentName(info), diskDamage{err: errCorrupt, segment: &info})
+	if sound() {
+		t.Error("a file that was found damaged is sound")
+	}
 	if _, _, err := h.store.sealedFile("x"); !errors.Is(err, errNotFound) {
 		t.Errorf("error is %v", err)
+	}
+	path := h.store.segmentPath(info)
+	for at := range int64(info.size) {
+		flipBit(t, path, at, uint(at%8))
+		if f, _, err := h.store.sealedFile(info.id()); !errors.Is(err, errCorrupt) {
+			f.Close()
+			t.Errorf("file with a flipped bit in byte %d: %v", at, err)
+		}
+		flipBit(t, path, at, uint(at%8))
 	}
 }
 

@@ -2,12 +2,14 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -189,6 +191,7 @@ func TestScrubAlone(t *testing.T) {
 // The scrub finds tiles and other values of ledger.db that are not what was
 // written, and writes the tiles again.
 func TestScrubLedger(t *testing.T) {
+	t.Parallel()
 	h := newHarness(t)
 	for range 3 {
 		for i := range 200 {
@@ -198,6 +201,7 @@ func TestScrubLedger(t *testing.T) {
 	}
 	h.settle()
 	s := h.store
+	s.ledger.db.NoSync = true // hundreds of passes, and no power to lose
 	p := &pace{rate: 1 << 40}
 	tiles := func() map[string][]byte {
 		all := make(map[string][]byte)
@@ -253,6 +257,35 @@ func TestScrubLedger(t *testing.T) {
 	}
 	if got := s.storageState(); got != "damaged: "+ledgerName {
 		t.Errorf("storage is %q", got)
+	}
+}
+
+// hookedContext calls hook whenever it is asked whether it has ended.
+type hookedContext struct {
+	context.Context
+	hook func()
+}
+
+func (c *hookedContext) Err() error {
+	c.hook()
+	return c.Context.Err()
+}
+
+// A file that is damaged while the scrub reads it is damaged, not wrong as it
+// was written: another node has a better one.
+func TestScrubMeanwhile(t *testing.T) {
+	h := newHarness(t)
+	h.put("k", strings.Repeat("v", 100<<10)) // more than is read at once
+	h.sealNow()
+	h.settle()
+	s := h.store
+	var once sync.Once
+	ctx := &hookedContext{t.Context(), func() {
+		once.Do(func() { flipBit(t, segmentsOf(s)[0], segmentHeaderSize, 1) })
+	}}
+	err := s.scrubSegment(ctx, &pace{rate: 1 << 40}, s.durable.Load().segments[0])
+	if !errors.Is(err, errCorrupt) || errors.Is(err, errAsWritten) {
+		t.Errorf("the scrub says %v", err)
 	}
 }
 

@@ -102,13 +102,15 @@ func (s *store) tile(id tileID) ([]byte, error) {
 // bundle returns the bytes of an entry bundle that is not beyond the ledger.
 func (s *store) bundle(id tileID) ([]byte, error) {
 	var b []byte
-	for i := range uint64(id.width) {
-		e, err := s.headerAt(id.index*tileWidth + i)
+	for seq, end := id.index*tileWidth, id.index*tileWidth+uint64(id.width); seq < end; {
+		raws, err := s.headersFrom(seq, end)
 		if err != nil {
 			return nil, err
 		}
-		b = binary.BigEndian.AppendUint16(b, uint16(len(e.raw)))
-		b = append(b, e.raw...)
+		for _, raw := range raws {
+			b = append(binary.BigEndian.AppendUint16(b, uint16(len(raw))), raw...)
+		}
+		seq += uint64(len(raws))
 	}
 	return b, nil
 }

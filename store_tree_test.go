@@ -189,7 +189,9 @@ func TestTreeBeyond(t *testing.T) {
 // TestEntryBundle: uint16 length and canonical header, from memory and disk.
 func TestEntryBundle(t *testing.T) {
 	h := newHarness(t)
-	h.fillLedger(258)
+	h.fillLedger(100)
+	h.sealNow() // a bundle may lie in two segments
+	h.fillLedger(158)
 	for range 2 {
 		for _, id := range []tileID{{entryTile, 0, 256}, {entryTile, 0, 255}, {entryTile, 1, 1}, {entryTile, 1, 2}} {
 			b, err := h.store.tile(id)
@@ -572,6 +574,7 @@ func TestTileValueGolden(t *testing.T) {
 }
 
 func TestTileValueCutAndFlipped(t *testing.T) {
+	t.Parallel()
 	b := golden(t, "tiles-1.bin")
 	at := len(b) - 100 // the last tile
 	eachCut(b[at:], func(cut []byte) {
@@ -669,6 +672,21 @@ func checkInterop(t *testing.T, s *store, leaves []hash, size int, root hash) {
 		}
 		if err := checkInclusion(leaves[seq], uint64(seq), uint64(size), ours, root); err != nil {
 			t.Error(err)
+		}
+	}
+}
+
+// BenchmarkBundle reads a full entry bundle from a segment file.
+func BenchmarkBundle(b *testing.B) {
+	h := newHarness(b)
+	for i := range 3 * tileWidth {
+		h.put(fmt.Sprintf("some-key-%d", i), "v")
+	}
+	h.sealNow()
+	h.settle()
+	for b.Loop() {
+		if _, err := h.store.tile(tileID{entryTile, 1, tileWidth}); err != nil {
+			b.Fatal(err)
 		}
 	}
 }

@@ -273,8 +273,9 @@ def check_crc(what, want, data):
 
 LEDGER_KEY, NODE_KEY = 0x01, 0x04  # Ed25519 over the text; cosignature/v1
 MAX_SIGNATURES = 64
-MAX_TEXT = 1 << 20  # bytes of a receipt or checkpoint
-NUMBER = r"(?:0|[1-9][0-9]{0,18})"
+MAX_TEXT = 1_000_000  # bytes of a receipt or checkpoint
+NUMBER = r"(?:0|[1-9][0-9]{0,19})"
+MAX_NUMBER = 2 ** 64 - 1
 
 
 def unbase64(text, what):
@@ -307,9 +308,10 @@ def parse_vkey(text):
     name, key_id, data = parts[0], parts[1], unbase64(parts[2], "the verifier key")
     want = sha256(name.encode() + b"\n" + data)[:4]
     require(key_id == want.hex(), lambda: f"the verifier key says id {key_id!r}, its bytes give {want.hex()}")
-    require(len(data) == 33 and data[0] in (LEDGER_KEY, NODE_KEY),
-            lambda: f"the verifier key is of type {data[:1].hex()} with {len(data) - 1} bytes, not Ed25519")
-    require(ed25519_key(data[1:]) is not None, lambda: f"the verifier key {name} is not a usable point")
+    require(data, lambda: f"not a verifier key: {text[:80]!r}")
+    if data[0] in (LEDGER_KEY, NODE_KEY):  # another kind can be a good key, but nothing here is signed with it
+        require(len(data) == 33, lambda: f"the verifier key {name} has {len(data) - 1} bytes, want 32")
+        require(ed25519_key(data[1:]) is not None, lambda: f"the verifier key {name} is not a usable point")
     return VerifierKey(name, want, data[0], data[1:])
 
 
@@ -339,12 +341,14 @@ def parse_signature(line):
 
 
 def signed_by(note, vkey):
-    """None if vkey did not sign; else the Unix time of its cosignature, 0 for a ledger key."""
+    """None if vkey did not sign; else the Unix time of its cosignature, the latest one, 0 for a ledger key."""
     found = [data for name, key_id, data in note.signatures if (name, key_id) == (vkey.name, vkey.id)]
-    if not found:
-        return None
-    require(len(found) == 1, lambda: f"{vkey.name} signed twice")
-    when, message, signature = 0, note.body, found[0]
+    return max((check_signature(note, vkey, data) for data in found), default=None)
+
+
+def check_signature(note, vkey, signature):
+    """The Unix time of one signature of vkey, which must be right."""
+    when, message = 0, note.body
     if vkey.kind == NODE_KEY:
         require(len(signature) == 72, lambda: f"the cosignature of {vkey.name} has {len(signature)} bytes, want 72")
         when, signature = int.from_bytes(signature[:8], "big"), signature[8:]
@@ -370,12 +374,13 @@ def parse_checkpoint(text):
     root = unbase64(root, "the checkpoint's root")
     require(len(root) == 32, lambda: f"the checkpoint's root has {len(root)} bytes")
     require(size != "0" or root == EMPTY_ROOT, lambda: "the checkpoint of size 0 has not the empty tree's root")
+    require(int(size) <= MAX_NUMBER, lambda: f"the checkpoint's size is {size}")
     return Checkpoint(origin, int(size), root, note)
 
 
 def check_ledger_signature(checkpoint, vkey):
     """The ledger whose key vkey is has signed the checkpoint."""
-    require(vkey.kind == LEDGER_KEY, lambda: f"{vkey.name} is a cosigning key, not a ledger's")
+    require(vkey.kind == LEDGER_KEY, lambda: f"the key of {vkey.name} is of kind {vkey.kind:#04x}, not a ledger's")
     require(checkpoint.origin == vkey.name, lambda: f"the checkpoint is of {checkpoint.origin}, the key of {vkey.name}")
     require(signed_by(checkpoint.note, vkey) is not None,
             lambda: f"the checkpoint is not signed by {vkey.name} with key {vkey.id.hex()}")
@@ -384,7 +389,7 @@ def check_ledger_signature(checkpoint, vkey):
 def check_cosignatures(checkpoint, node_keys, quorum):
     """At least quorum of the nodes cosigned the checkpoint; their names and times."""
     for vkey in node_keys:
-        require(vkey.kind == NODE_KEY, lambda: f"{vkey.name} is not a cosigning key")
+        require(vkey.kind == NODE_KEY, lambda: f"the key of {vkey.name} is of kind {vkey.kind:#04x}, not a cosigning key")
     signed = {vkey.key: (vkey.name, signed_by(checkpoint.note, vkey)) for vkey in node_keys}
     given = {name: rfc3339(1000 * when) for name, when in signed.values() if when is not None}
     require(len(given) >= quorum, lambda: f"{len(given)} of the given nodes cosigned, want {quorum}")
