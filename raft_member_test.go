@@ -239,12 +239,10 @@ func TestLeaderLeaves(t *testing.T) {
 	lead := c.leader()
 	next := (lead + 1) % 3
 	c.put(lead, "a", "1")
-	stop := c.patientWriters(next)
 	c.leave(lead, lead)
 	c.wantRemoved(lead)
 	c.restart(lead)
 	c.wantRemoved(lead)
-	stop()
 	c.put(next, "b", "2")
 	c.waitHellos(next, (lead+2)%3)
 	if _, ok := c.nodes[c.leader()].server(uint64(lead + 1)); ok {
@@ -443,6 +441,8 @@ func TestRemoveDead(t *testing.T) {
 // move gives node i, which is down, another internal address.
 func (c *testCluster) move(i int) {
 	addr := freeAddrs(c.t, 1)[0]
+	c.links.mu.Lock() // which those who dial hold when they look for it
+	defer c.links.mu.Unlock()
 	c.nodes[i].o.raftAddr, c.nodes[i].o.raftListen = addr, addr
 }
 
