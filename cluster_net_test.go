@@ -102,12 +102,12 @@ func (c *testCluster) isolate(i int, s linkState) {
 func (c *testCluster) dialer(from int) func(context.Context, string) (net.Conn, error) {
 	return func(ctx context.Context, addr string) (net.Conn, error) {
 		to := -1
+		c.links.mu.Lock()
 		for i, n := range c.nodes {
 			if n.o.raftAddr == addr {
 				to = i
 			}
 		}
-		c.links.mu.Lock()
 		refused := c.links.refused[[2]int{from, to}]
 		c.links.mu.Unlock()
 		if refused {

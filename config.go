@@ -165,8 +165,13 @@ type clusterConfig struct {
 	// Whether raft_port may be on an address that is not loopback although
 	// nothing encrypts it. Default false.
 	Insecure bool `toml:"insecure"`
-	// Whether the node votes; false makes it a learner. Default true.
-	Voter bool `toml:"voter" later:"true"`
+	// Whether the node votes; false makes it a learner, which has everything and
+	// serves reads, and forms no cluster. Default true.
+	Voter bool `toml:"voter"`
+	// Silence after which the leader takes a node out of the cluster, as long as
+	// most of those left are alive: a duration such as "30m". The leader's value
+	// counts. Default 0s: never; else 10s to 8760h.
+	RemoveDeadAfter time.Duration `toml:"remove_dead_after"`
 }
 
 // discoveryConfig is [discovery]: finding the other nodes of cluster.name by UDP.
@@ -360,6 +365,9 @@ func (l *configLoader) validate() {
 		"a duration from 100ms to 720h", "storage.seal_after")
 	l.validateTiming()
 	l.validateWitnesses()
+	l.check(c.Cluster.Voter || !c.bootstrap, c.Cluster.Voter, "true with --bootstrap: a learner forms no cluster", "cluster.voter")
+	after := c.Cluster.RemoveDeadAfter
+	l.check(after == 0 || after >= 10*time.Second && after <= 8760*time.Hour, after, "0s or a duration from 10s to 8760h", "cluster.remove_dead_after")
 	l.check(validName(c.Cluster.Name), c.Cluster.Name,
 		"letters, digits, '.', '_' and '-'", "cluster.name")
 	l.check(c.Cluster.Insecure || loopback(c.Node.Address), c.Node.Address,

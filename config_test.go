@@ -314,7 +314,7 @@ storage: segment_size seal_after max_cache_size max_value_size scrub_rate
 storage.s3: bucket region endpoint access_key_id secret_access_key path_style prefix timeout_secs max_retries pool_size
 storage.tiering: age_threshold_secs local_max_bytes compression_level enable_auto_archival archival_check_interval_secs
 consensus: election_timeout_min election_timeout_max heartbeat_interval_ms
-cluster: name expect secret insecure voter
+cluster: name expect secret insecure voter remove_dead_after
 discovery: enabled discovery_port broadcast_addr heartbeat_interval_ms failure_timeout_ms
 api: read_consistency write_timeout_secs read_timeout_secs allow_delete
 witness: targets interval_secs timeout_secs

@@ -29,6 +29,7 @@ type fsm struct {
 	time         int64 // of the last command, Unix ms; never goes back
 	config       []byte
 	configIndex  uint64
+	members      atomic.Pointer[agreedMembers] // the same for anybody to read
 	window       *window
 	upload       upload
 	ops          []operation // room for parsing
@@ -92,10 +93,23 @@ func newFSM(s *store, uploadLimit uint32, fail func(error)) (*fsm, error) {
 // moveTo takes over the position of a checkpoint.
 func (f *fsm) moveTo(c *checkpoint) {
 	f.index, f.term, f.time = c.index, c.term, c.time
-	f.config, f.configIndex = c.configuration, c.configIndex
+	f.setMembers(c.configuration, c.configIndex)
 	f.upload = upload{}
 	f.compared = f.store.manifest.Load().confirmedEnd()
 	f.appliedIndex.Store(c.index)
+}
+
+// agreedMembers is the newest committed configuration of Raft, encoded, and the
+// index of its log entry.
+type agreedMembers struct {
+	configuration []byte
+	index         uint64
+}
+
+// setMembers notes the configuration of a committed entry.
+func (f *fsm) setMembers(configuration []byte, index uint64) {
+	f.config, f.configIndex = configuration, index
+	f.members.Store(&agreedMembers{configuration, index})
 }
 
 // Apply is never used: Raft calls ApplyBatch.
@@ -136,7 +150,7 @@ func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
 // apply applies one entry. An error means that this node cannot go on.
 func (f *fsm) apply(l *raft.Log) (any, error) {
 	if l.Type == raft.LogConfiguration {
-		f.config, f.configIndex = bytes.Clone(l.Data), l.Index
+		f.setMembers(bytes.Clone(l.Data), l.Index)
 		return nil, nil
 	}
 	c := &cursor{b: l.Data}

@@ -40,6 +40,8 @@ type serverNode interface {
 	members() []memberInfo
 	seal(ctx context.Context) error
 	transfer(ctx context.Context, to uint64) error
+	// changeMember is documented at node.changeMember.
+	changeMember(ctx context.Context, c *memberChange) error
 	// signedHead is documented at node.signedHead.
 	signedHead(ctx context.Context, minSize uint64, cosigned bool) (signedHead, error)
 	// witnessedHead is documented at node.witnessedHead.

@@ -58,6 +58,9 @@ func (s *server) health(c *call) (reply, error) {
 		if st.leader == nil {
 			a.Checks["raft"] = "no leader"
 		}
+		if st.role == "removed" {
+			a.Checks["raft"] = "removed from the cluster"
+		}
 		a.Status, status = "unavailable", http.StatusServiceUnavailable
 	}
 	return encodeJSON(c, status, a)

@@ -40,6 +40,7 @@ type fakeLedger struct {
 	used     int64
 	most     int64 // highest used
 	hold     chan struct{}
+	change   memberChange // the last one
 	author   string
 	asyncs   chan func() // submitAsync runs here when not nil
 	segments map[string]segmentInfo
@@ -243,6 +244,11 @@ func (f *fakeLedger) seal(context.Context) error {
 
 func (f *fakeLedger) transfer(_ context.Context, to uint64) error {
 	f.state.leader = &memberInfo{id: to}
+	return f.fail
+}
+
+func (f *fakeLedger) changeMember(_ context.Context, c *memberChange) error {
+	f.change = *c
 	return f.fail
 }
 

@@ -47,6 +47,8 @@ func (s *server) explain(c *call, err error) *apiError {
 		s.o.metrics.store.corrupt.add(1)
 		s.o.logger.Error("corrupt data read", "err", err)
 		return &apiError{status: 409, code: "corrupt", message: whatDiffers(err)}
+	case errors.Is(err, errRemoved):
+		return &apiError{status: 503, code: "removed", message: "this node was removed from the cluster and serves nothing until it is joined again"}
 	case errors.Is(err, errNoLeader):
 		return &apiError{status: 503, code: "no_leader", message: "no leader is known; nothing was applied", retry: true}
 	case errors.Is(err, errOverloaded):

@@ -52,6 +52,8 @@ func (s *server) table() map[string]route {
 		"cluster/members":    {routeCluster, m{"GET": s.clusterMembers}, ""},
 		"cluster/leader":     {routeCluster, m{"GET": s.clusterLeader}, ""},
 		"cluster/metrics":    {routeCluster, m{"GET": s.clusterMetrics}, ""},
+		"cluster/join":       {routeCluster, m{"POST": s.join}, ""},
+		"cluster/leave":      {routeCluster, m{"POST": s.leave}, ""},
 		"cluster/transfer":   {routeCluster, m{"POST": s.transfer}, ""},
 		"cluster/seal":       {routeCluster, m{"POST": s.seal}, ""},
 		"cluster/rotate-key": {routeCluster, m{"POST": s.rotateKey}, ""},

@@ -185,6 +185,7 @@ func nodeOptionsFrom(c *config, url string, logger *slog.Logger, m *metrics) nod
 		dataDir: c.Node.DataDir, clusterName: c.Cluster.Name, secret: c.Cluster.Secret,
 		region: c.Node.Region, version: buildVersion(),
 		expect: int(c.Cluster.Expect), bootstrap: c.bootstrap,
+		learner: !c.Cluster.Voter, removeDeadAfter: c.Cluster.RemoveDeadAfter,
 		segmentSize: c.Storage.SegmentSize, maxValueSize: c.Storage.MaxValueSize,
 		sealAfter: c.Storage.SealAfter, scrubRate: c.Storage.ScrubRate,
 		electionMin:  time.Duration(c.Consensus.ElectionTimeoutMin) * time.Millisecond,

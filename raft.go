@@ -34,6 +34,8 @@ import (
 //	raft_snapshot.go   snapshots and the segments they name
 //	raft_witness.go    the witnesses that cosign checkpoints
 //	raft_peers.go      what the nodes know of each other
+//	raft_member.go     joining, leaving and voting; raft_move.go what a member
+//	                   does that was moved, copied or removed
 //	raft_log.go        the Raft log on disk
 //	raft_transport.go  Raft's messages; raft_port.go the port they travel on
 type node struct {
@@ -83,6 +85,9 @@ type node struct {
 	// Unix ms at which Raft began to refuse entries for a leadership transfer, 0 = it does not.
 	transferStuck atomic.Int64
 	changing      changeSignal // leadership or the leader changed
+
+	changes  sync.Mutex   // held by the leader for a change of the membership: one at a time
+	ledSince atomic.Int64 // Unix ms since when this node leads, if it does
 }
 
 // nodeOptions is what a node needs to know; sizes are bytes.
@@ -101,6 +106,9 @@ type nodeOptions struct {
 	version     string
 	expect      int  // nodes that form the first cluster; 1 = alone
 	bootstrap   bool // expect 1 for this start
+	learner     bool // never votes, whatever others say
+
+	removeDeadAfter time.Duration // of silence; 0 = never
 
 	segmentSize  int64
 	maxValueSize int64
@@ -196,7 +204,12 @@ func openNode(o nodeOptions) (_ *node, err error) {
 		timeout: 10 * time.Second,
 		logger:  o.logger,
 	})
-	if self.formed() {
+	switch {
+	case self.formed() && self.Removed:
+		o.logger.Warn("this node was removed from the cluster and takes no part in it until it is joined again")
+	case self.formed() && self.moved(o.raftAddr):
+		n.done.Go(n.moveLoop)
+	case self.formed():
 		if err := n.startRaft(); err != nil {
 			return nil, err
 		}
@@ -296,6 +309,11 @@ func (n *node) conflicts(index, term uint64) (bool, error) {
 // startRaft starts Raft on this node's state, writing the first configuration
 // if this node was there when the cluster formed and has no state yet.
 func (n *node) startRaft() error {
+	if n.self.Load().Raft != n.o.raftAddr {
+		if err := n.become(func(f *nodeFile) { f.Raft = n.o.raftAddr }); err != nil {
+			return err
+		}
+	}
 	self := n.self.Load()
 	if n.store.o.cluster != self.cluster { // formed or joined just now; else the store reads it already
 		n.store.o.cluster = self.cluster
@@ -410,6 +428,7 @@ func (n *node) becomeReady(r *raft.Raft) {
 		}
 		n.transferStuck.Store(0)
 		if r.State() == raft.Leader && r.CurrentTerm() == term {
+			n.ledSince.Store(n.o.now().UnixMilli())
 			n.readyTerm.Store(term)
 			n.o.logger.Info("leading", "term", term, "ledger_size", n.store.size())
 			n.changing.fire()
@@ -709,6 +728,10 @@ func (n *node) internalRoutes() http.Handler {
 	m.HandleFunc("POST /pledge", n.servePledge)
 	m.HandleFunc("POST /form", n.serveForm)
 	m.HandleFunc("POST /join", n.serveJoin)
+	m.HandleFunc("POST /member", n.serveMember)
+	m.HandleFunc("POST /role", n.serveRole)
+	m.HandleFunc("POST /enter", n.serveEnter)
+	m.HandleFunc("POST /belongs", n.serveBelongs)
 	m.HandleFunc("POST /pack", n.serveLarge)
 	m.HandleFunc("POST /seal", n.serveSeal)
 	m.HandleFunc("POST /shown", n.serveShown)

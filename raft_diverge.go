@@ -345,6 +345,9 @@ func (n *node) agreed(c treeClaim) {
 
 // mayServe returns an error while this node does not know whether its bytes are right.
 func (n *node) mayServe() error {
+	if n.self.Load().Removed {
+		return errRemoved
+	}
 	if err := n.checks.doomed.Load(); err != nil {
 		return fmt.Errorf("%w: %w", errNoLeader, *err)
 	}

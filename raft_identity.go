@@ -43,6 +43,9 @@ type nodeFile struct {
 	Members     []member `json:"members,omitempty"`
 	Started     bool     `json:"started,omitempty"` // Raft has state on this disk
 	Pledge      *genesis `json:"pledge,omitempty"`  // the only cluster this node may form (raft_join.go)
+	Raft        string   `json:"raft,omitempty"`    // its internal address when Raft last started (raft_move.go)
+	Learner     bool     `json:"learner,omitempty"` // it was told not to vote
+	Removed     bool     `json:"removed,omitempty"` // it was taken out of the cluster
 
 	cluster     clusterID
 	incarnation uint64

@@ -48,9 +48,22 @@ type hello struct {
 	Applied     uint64 `json:"applied"` // entries
 	Index       uint64 `json:"index"`   // Raft index applied
 	DiskFull    bool   `json:"disk_full,omitempty"`
-	NodeKey     string `json:"node_key"`         // base64 of the public key this node cosigns with
-	Leader      string `json:"leader,omitempty"` // internal address of the leader it knows
-	Doubt       bool   `json:"doubt,omitempty"`  // it does not know whether its bytes are right
+	NodeKey     string `json:"node_key"`          // base64 of the public key this node cosigns with
+	Leader      string `json:"leader,omitempty"`  // internal address of the leader it knows
+	Doubt       bool   `json:"doubt,omitempty"`   // it does not know whether its bytes are right
+	Learner     bool   `json:"learner,omitempty"` // it is not to vote
+	Removed     bool   `json:"removed,omitempty"` // it was taken out of the cluster
+
+	Silent []silentPeer `json:"silent,omitempty"` // what it knows of nodes that do not answer it
+}
+
+// silentPeer is what a node remembers of one that does not answer it.
+type silentPeer struct {
+	Server  string `json:"server"`
+	HTTP    string `json:"http"`
+	Region  string `json:"region,omitempty"`
+	Version string `json:"version"`
+	Applied uint64 `json:"applied"`
 }
 
 // joinRequest asks for membership.
@@ -63,7 +76,10 @@ type joinRequest struct {
 // joinReply tells a newcomer the cluster, or where its leader is.
 type joinReply struct {
 	ClusterID string `json:"cluster_id,omitempty"`
-	Leader    string `json:"leader,omitempty"` // internal address to ask instead
+	Leader    string `json:"leader,omitempty"`  // internal address to ask instead
+	Learner   bool   `json:"learner,omitempty"` // its former self, without a disk now, did not vote
+	Code      string `json:"code,omitempty"`    // why not, as in changeRefused
+	Message   string `json:"message,omitempty"`
 }
 
 const formEvery = 200 * time.Millisecond
@@ -100,6 +116,9 @@ func (n *node) tryForm() error {
 	}
 	if g != nil {
 		return n.finish(g)
+	}
+	if n.o.learner {
+		return errors.Join(errors.New("a learner forms no cluster, it waits for one to join"), err)
 	}
 	if n.o.bootstrap || n.o.expect <= 1 {
 		return n.finish(&genesis{newClusterID().String(), n.o.clusterName, []member{n.asMember()}})
@@ -159,6 +178,9 @@ func (n *node) asMember() member {
 func (n *node) gather(met []hello) ([]member, error) {
 	members := []member{n.asMember()}
 	for _, h := range met {
+		if h.Learner {
+			continue
+		}
 		if h.Expect != n.o.expect {
 			return nil, fmt.Errorf("node %d at %s expects %d nodes, this node expects %d", h.ID, h.Raft, h.Expect, n.o.expect)
 		}
@@ -308,118 +330,38 @@ func (n *node) join(addr string) error {
 		if err != nil {
 			return fmt.Errorf("joining through %s: %w", addr, err)
 		}
+		if reply.Code != "" {
+			return &changeRefused{reply.Code, reply.Message}
+		}
 		if reply.ClusterID != "" {
-			return n.enter(reply.ClusterID)
+			return n.enter(reply.ClusterID, reply.Learner)
 		}
 		addr = reply.Leader
 	}
 	return fmt.Errorf("joining: nobody leads the cluster yet")
 }
 
-// enter makes this node part of a cluster that took it in.
-func (n *node) enter(cluster string) error {
+// enter makes this node part of a cluster that took it in; one that is part of
+// it already, and was not removed, stays as it is.
+func (n *node) enter(cluster string, learner bool) error {
 	n.forming.Lock()
 	defer n.forming.Unlock()
-	if n.self.Load().formed() {
+	self := n.self.Load()
+	switch {
+	case self.formed() && self.ClusterID != cluster:
+		return fmt.Errorf("node %d already belongs to cluster %s", self.NodeID, self.ClusterID)
+	case self.formed() && !self.Removed:
 		return nil
 	}
-	if err := n.become(func(f *nodeFile) { f.ClusterID, f.Pledge = cluster, nil }); err != nil {
+	err := n.become(func(f *nodeFile) {
+		f.ClusterID, f.Pledge, f.Removed, f.Learner = cluster, nil, false, f.Learner || learner
+	})
+	if err != nil {
 		return err
 	}
 	n.o.logger.Info("joined", "cluster_id", cluster)
 	return n.started(n.startRaft())
 }
-
-// serveJoin takes a newcomer in as a non-voter, on the leader. A former
-// incarnation of the same node, whose disk is gone, is retired first.
-func (n *node) serveJoin(w http.ResponseWriter, r *http.Request) {
-	var ask joinRequest
-	if !decode(w, r, &ask) {
-		return
-	}
-	leader, _ := n.leaderServer()
-	if !n.leads() {
-		if leader == "" {
-			respond(w, nil, errNoLeader)
-			return
-		}
-		respond(w, joinReply{Leader: string(leader)}, nil)
-		return
-	}
-	respond(w, joinReply{ClusterID: n.self.Load().ClusterID}, n.admit(&ask))
-}
-
-// admit adds the newcomer to Raft's configuration.
-func (n *node) admit(ask *joinRequest) error {
-	inc, err := parseIncarnation(ask.Incarnation)
-	if err != nil {
-		return err
-	}
-	id := serverID(identity{node: ask.ID, incarnation: inc})
-	r := n.raft.Load()
-	for _, s := range n.servers() {
-		node, _, err := parseServerID(s.ID)
-		if err != nil || node != ask.ID {
-			continue
-		}
-		if n.livesElsewhere(s, ask.Raft) {
-			return fmt.Errorf("node %d is alive at %s", ask.ID, s.Address)
-		}
-		if s.ID != id {
-			n.o.logger.Info("retiring a former incarnation", "server", s.ID)
-			if err := n.wait(r.RemoveServer(s.ID, 0, 5*time.Second)); err != nil {
-				return err
-			}
-		}
-	}
-	for _, s := range n.servers() {
-		if s.ID == id && s.Suffrage == raft.Voter {
-			return nil
-		}
-	}
-	return n.wait(r.AddNonvoter(id, raft.ServerAddress(ask.Raft), 0, 5*time.Second))
-}
-
-// livesElsewhere tells whether a server is this node, or answers at another
-// address than addr.
-func (n *node) livesElsewhere(s raft.Server, addr string) bool {
-	if s.ID == serverID(n.identity()) {
-		return true
-	}
-	if string(s.Address) == addr {
-		return false
-	}
-	n.greet(n.ctx, s) // a new leader may not have heard it yet
-	p, ok := n.peers.get(s.ID)
-	return ok && p.state(n.o.now()) == stateAlive
-}
-
-// promote makes voters of newcomers that have caught up; on the leader only.
-func (n *node) promote() {
-	r := n.raft.Load()
-	if r == nil || r.State() != raft.Leader {
-		return
-	}
-	first, err := n.log.FirstIndex()
-	if err != nil {
-		return
-	}
-	need := max(first, 1+r.AppliedIndex()-min(promoteLag, r.AppliedIndex())) // what the newcomer has and what the log has must meet
-	for _, s := range n.servers() {
-		p, ok := n.peers.get(s.ID)
-		if s.Suffrage == raft.Voter || !ok || p.state(n.o.now()) != stateAlive || p.ClusterID == "" || p.Index+1 < need {
-			continue
-		}
-		if err := n.wait(r.AddVoter(s.ID, s.Address, 0, 5*time.Second)); err != nil {
-			n.o.logger.Warn("making a voter", "server", s.ID, "error", err)
-			continue
-		}
-		n.o.logger.Info("newcomer has caught up and votes now", "server", s.ID)
-	}
-}
-
-// promoteLag is how many log entries a newcomer may be behind when it becomes a voter.
-const promoteLag = 64
 
 func (n *node) servePledge(w http.ResponseWriter, r *http.Request) {
 	var g genesis
@@ -455,6 +397,7 @@ func (n *node) hello() hello {
 	}
 	leader, _ := n.leaderServer()
 	h.Leader, h.Doubt = string(leader), n.mayServe() != nil
+	h.Learner, h.Removed, h.Silent = n.o.learner || self.Learner, self.Removed, n.silentPeers()
 	if f := n.fsm.Load(); f != nil {
 		h.Index = f.appliedIndex.Load()
 	}

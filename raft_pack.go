@@ -114,6 +114,9 @@ func (n *node) submit(ctx context.Context, r *request) (result, error) {
 // it. If submitAsync returns an error, done is never called and nothing was
 // applied.
 func (n *node) submitAsync(r *request, done func(result, error)) error {
+	if n.self.Load().Removed {
+		return errRemoved
+	}
 	size := requestSize(r)
 	if size > packSize {
 		n.done.Go(func() { n.upload(r, done) })
@@ -339,6 +342,9 @@ func (n *node) proposePack(body []byte) func() ([]result, error) {
 func (n *node) mayPropose() error {
 	if err := n.mayServe(); err != nil {
 		return fmt.Errorf("%w: %w", errNotApplied, err)
+	}
+	if n.raft.Load() == nil {
+		return fmt.Errorf("%w: %w", errNotApplied, errNoLeader)
 	}
 	if n.diskFull.Load() {
 		return fmt.Errorf("%w: %w", errNotApplied, errDiskFull)

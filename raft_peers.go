@@ -28,7 +28,7 @@ type nodeStatus struct {
 	clusterID string // 32 hex digits; "" before the cluster is formed
 	name      string
 	nodeID    uint64
-	role      string // leader, follower, learner, candidate, forming
+	role      string // leader, follower, learner, candidate, forming, removed
 	term      uint64
 	leader    *memberInfo // nil: none known
 	size      uint64      // entries applied here
@@ -104,15 +104,27 @@ func (t *peerTable) put(id raft.ServerID, p peer) {
 	t.last[id] = p
 }
 
-// peerLoop says hello to every other server and, on the leader, makes voters of
-// newcomers that have caught up.
+// hearsay notes what another node remembers of one this node never heard.
+func (t *peerTable) hearsay(s silentPeer) {
+	id := raft.ServerID(s.Server)
+	if _, ok := t.get(id); !ok {
+		t.put(id, peer{hello: hello{HTTP: s.HTTP, Region: s.Region, Version: s.Version, Applied: s.Applied}})
+	}
+}
+
+// peerLoop says hello to every other server and, on the leader, does what
+// members need (raft_member.go).
 func (n *node) peerLoop() {
 	for n.ctx.Err() == nil {
 		others := n.others()
 		parallel(len(others), func(i int) { n.greet(n.ctx, others[i]) })
-		n.promote()
+		n.tendMembers()
+		n.checkBelonging()
 		if n.raft.Load() != nil {
-			if err := n.markStarted(); err != nil {
+			n.forming.Lock()
+			err := n.markStarted()
+			n.forming.Unlock()
+			if err != nil {
 				n.fail(err)
 			}
 		}
@@ -120,17 +132,47 @@ func (n *node) peerLoop() {
 	}
 }
 
-// greet says hello to one server.
-func (n *node) greet(ctx context.Context, s raft.Server) {
+// greet says hello to one server and tells whether it answered.
+func (n *node) greet(ctx context.Context, s raft.Server) bool {
+	h, err := n.helloAt(ctx, string(s.Address))
+	if err != nil || h.server() != s.ID {
+		return false
+	}
+	for _, other := range h.Silent {
+		n.peers.hearsay(other)
+	}
+	h.Silent = nil
+	n.peers.put(s.ID, peer{*h, n.o.now()})
+	return true
+}
+
+// helloAt asks the node at an internal address who it is.
+func (n *node) helloAt(ctx context.Context, addr string) (*hello, error) {
 	ctx, cancel := context.WithTimeout(ctx, suspectAfter)
 	defer cancel()
 	var h hello
-	if err := n.call(ctx, http.MethodGet, string(s.Address), "/hello", nil, &h); err != nil {
-		return
+	err := n.call(ctx, http.MethodGet, addr, "/hello", nil, &h)
+	return &h, err
+}
+
+// server is the Raft id of the node that says h, "" if it makes no sense.
+func (h *hello) server() raft.ServerID {
+	inc, err := parseIncarnation(h.Incarnation)
+	if err != nil {
+		return ""
 	}
-	if inc, err := parseIncarnation(h.Incarnation); err == nil && serverID(identity{node: h.ID, incarnation: inc}) == s.ID {
-		n.peers.put(s.ID, peer{h, n.o.now()})
+	return serverID(identity{node: h.ID, incarnation: inc})
+}
+
+// silentPeers tells what this node knows of members that do not answer it, for
+// those that have started since.
+func (n *node) silentPeers() (all []silentPeer) {
+	for _, s := range n.others() {
+		if p, ok := n.peers.get(s.ID); ok && p.state(n.o.now()) != stateAlive {
+			all = append(all, silentPeer{string(s.ID), p.HTTP, p.Region, p.Version, p.Applied})
+		}
 	}
+	return all
 }
 
 // servers returns Raft's latest configuration, as a copy: Raft gives everybody
@@ -206,6 +248,9 @@ func (n *node) describe(s raft.Server, leader raft.ServerID) memberInfo {
 			}
 		}
 	}
+	if contact := n.lastContact(); s.ID == leader && contact >= 0 && contact < suspectAfter.Milliseconds() {
+		state = stateAlive // whatever becomes of hellos
+	}
 	m.http, m.region, m.version, m.applied, m.state = h.HTTP, h.Region, h.Version, h.Applied, state
 	return m
 }
@@ -220,6 +265,9 @@ func (n *node) status() nodeStatus {
 	}
 	if err := n.refused(); err != nil {
 		s.signing = err.Error()
+	}
+	if self.Removed {
+		s.role = "removed"
 	}
 	r := n.raft.Load()
 	if r == nil {
