@@ -200,7 +200,7 @@ func openNode(o nodeOptions) (_ *node, err error) {
 	}
 	n.transport = newRaftTransport(n.port, transportOptions{
 		stalled: func() bool { return n.log.stalled(time.Second) },
-		leads:   n.leads,
+		sendsTo: n.sendsTo,
 		timeout: 10 * time.Second,
 		logger:  o.logger,
 	})

@@ -196,6 +196,11 @@ func (n *node) voters() []raft.Server {
 	return slices.DeleteFunc(n.servers(), func(s raft.Server) bool { return s.Suffrage != raft.Voter })
 }
 
+// sendsTo tells whether this node leads and a server is a member at an address.
+func (n *node) sendsTo(id raft.ServerID, addr raft.ServerAddress) bool {
+	return n.leads() && slices.ContainsFunc(n.servers(), func(s raft.Server) bool { return s.ID == id && s.Address == addr })
+}
+
 // server returns the server of the node with the given id.
 func (n *node) server(id uint64) (raft.Server, bool) {
 	for _, s := range n.servers() {

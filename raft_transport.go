@@ -62,10 +62,10 @@ func parseServerID(id raft.ServerID) (node, incarnation uint64, err error) {
 
 // transportOptions is what a transport needs; zero fields take the values of production.
 type transportOptions struct {
-	stalled func() bool   // this node's own StoreLogs hangs; nil = never
-	leads   func() bool   // this node goes on sending to followers; nil = it sends once
-	timeout time.Duration // of one call; 0 = raftTimeout
-	budget  int           // bytes of entries in one AppendEntries; 0 = appendBudget
+	stalled func() bool                                  // this node's own StoreLogs hangs; nil = never
+	sendsTo func(raft.ServerID, raft.ServerAddress) bool // this node leads and the server is a member at the address; nil = it sends once
+	timeout time.Duration                                // of one call; 0 = raftTimeout
+	budget  int                                          // bytes of entries in one AppendEntries; 0 = appendBudget
 	logger  *slog.Logger
 }
 
@@ -236,17 +236,19 @@ func (t *raftTransport) AppendEntries(id raft.ServerID, addr raft.ServerAddress,
 	if a.PrevLogEntry == 0 && len(a.Entries) == 0 { // a heartbeat: Raft's own pauses are short
 		return send()
 	}
-	return t.retry(send)
+	return t.retry(id, addr, send)
 }
 
 // retry makes a call until it has reached a follower that can take it. Raft
 // doubles its pause with each failure, those of a time when the follower was
-// down included, up to 10 s, in which a node that came back gets nothing.
-func (t *raftTransport) retry(call func() error) error {
+// down included, up to 10 s, in which a node that came back gets nothing. A
+// follower that moved or left is not waited for: Raft sends to one address at a
+// time.
+func (t *raftTransport) retry(id raft.ServerID, addr raft.ServerAddress, call func() error) error {
 	end := time.Now().Add(retryFor)
 	for pause := retryPause; ; pause = min(2*pause, retryPauseMax) {
 		err := call()
-		if err == nil || !passes(err) || t.o.leads == nil || time.Now().After(end) {
+		if err == nil || !passes(err) || t.o.sendsTo == nil || time.Now().After(end) {
 			return err
 		}
 		select {
@@ -254,7 +256,7 @@ func (t *raftTransport) retry(call func() error) error {
 		case <-t.done:
 			return err
 		}
-		if !t.o.leads() || t.o.stalled() {
+		if !t.o.sendsTo(id, addr) || t.o.stalled() {
 			return err
 		}
 	}
@@ -342,7 +344,7 @@ func (t *raftTransport) InstallSnapshot(id raft.ServerID, addr raft.ServerAddres
 	if err != nil {
 		return err
 	}
-	return t.retry(func() error {
+	return t.retry(id, addr, func() error {
 		return t.NetworkTransport.InstallSnapshot(id, target(id, addr), a, r, bytes.NewReader(b))
 	})
 }

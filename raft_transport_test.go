@@ -247,7 +247,7 @@ func TestTransportRetries(t *testing.T) {
 		}
 		return new(net.Dialer).DialContext(ctx, "tcp", addr)
 	}
-	a := newRaftTransport(openPort(t, nodeA, portOptions{dial: dial}), transportOptions{leads: leads.Load, logger: portLog(t)})
+	a := newRaftTransport(openPort(t, nodeA, portOptions{dial: dial}), transportOptions{sendsTo: func(raft.ServerID, raft.ServerAddress) bool { return leads.Load() }, logger: portLog(t)})
 	b := newRaftTransport(openPort(t, nodeB, portOptions{}), transportOptions{logger: portLog(t)})
 	defer a.Close()
 	defer b.Close()
