@@ -24,6 +24,8 @@ import (
 //     the others elect a leader with a working disk.
 //   - F8: a follower never hears of a commit index beyond the entries that the
 //     same message shows it to have.
+//   - F9: a pipeline is closed behind the answer after which Raft reads no other
+//     (raft_pipeline.go).
 //   - AppendEntries stay near 1 MiB; Raft bounds them by count only.
 //   - A follower that is away, or still fetches the segments of a snapshot, is
 //     tried again soon, however often it was before: Raft would wait up to 10 s
@@ -290,48 +292,6 @@ func boundCommit(a *raft.AppendEntriesRequest) {
 		last = a.Entries[n-1].Index
 	}
 	a.LeaderCommitIndex = min(a.LeaderCommitIndex, last)
-}
-
-// AppendEntriesPipeline opens a pipeline under the same rules.
-func (t *raftTransport) AppendEntriesPipeline(id raft.ServerID, addr raft.ServerAddress) (raft.AppendPipeline, error) {
-	p, err := t.NetworkTransport.AppendEntriesPipeline(id, target(id, addr))
-	if err != nil {
-		return nil, err
-	}
-	return &raftPipeline{p, t}, nil
-}
-
-// raftPipeline is a pipeline under the transport's rules.
-type raftPipeline struct {
-	raft.AppendPipeline
-	t *raftTransport
-}
-
-// AppendEntries sends a as several messages when it is too large for one. To
-// shorten it would be correct too, but pipelineSend sends the rest only with
-// the next entry or after CommitTimeout. Raft learns what was stored from each
-// message's own future (pipelineDecode), and only those: the returned future is
-// not used. After an error it drops the pipeline and begins again behind the
-// last message that was answered.
-func (p *raftPipeline) AppendEntries(a *raft.AppendEntriesRequest, r *raft.AppendEntriesResponse) (raft.AppendFuture, error) {
-	rest := a.Entries
-	for part := *a; ; {
-		if p.t.o.stalled() {
-			return nil, errStalled
-		}
-		n := fitting(rest, p.t.o.budget)
-		part.Entries, rest = rest[:n], rest[n:]
-		boundCommit(&part)
-		message := part
-		f, err := p.AppendPipeline.AppendEntries(&message, r)
-		if err != nil || len(rest) == 0 {
-			return f, err
-		}
-		last := part.Entries[n-1]
-		part.PrevLogEntry, part.PrevLogTerm = last.Index, last.Term
-		part.LeaderCommitIndex = a.LeaderCommitIndex
-		r = new(raft.AppendEntriesResponse) // the one just used is filled in later
-	}
 }
 
 // InstallSnapshot counts as a leader's sign of life like AppendEntries. A
