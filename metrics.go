@@ -73,6 +73,13 @@ type metrics struct {
 		dropped [len(dropLabels)]counter    `help:"Announcements dropped." label:"cause"`
 		peers   [len(peerStateLabels)]gauge `help:"Other nodes that announce themselves." label:"state"`
 	}
+	s3 struct {
+		requests [len(s3OpLabels)][len(s3ResultLabels)]counter `help:"Requests to the bucket, each try counted." label:"op,result"`
+		seconds  [len(s3OpLabels)]histogram                    `help:"Time from a request to the head of its answer." label:"op"`
+		retries  counter                                       `help:"Requests to the bucket that were tried again."`
+		sent     counter                                       `help:"Bytes of bodies sent to the bucket."`
+		received counter                                       `help:"Bytes of bodies received from the bucket."`
+	}
 	follow struct {
 		streams gauge   `help:"Open streams that follow the ledger."`
 		entries counter `help:"Entries sent on streams that follow the ledger."`
@@ -90,7 +97,10 @@ var (
 	classLabels     = [...]string{"1xx", "2xx", "3xx", "4xx", "5xx"}
 	dropLabels      = [...]string{"malformed", "version", "foreign", "forged", "stale", "replayed", "crowded"}
 	peerStateLabels = [...]string{"alive", "suspect", "dead"}
-	labelValues     = map[string][]string{"route": routeLabels[:], "class": classLabels[:], "cause": dropLabels[:], "state": peerStateLabels[:]}
+	s3OpLabels      = [...]string{"get", "put", "head", "list", "delete"}
+	s3ResultLabels  = [...]string{"ok", "absent", "exists", "refused", "failed", "silent"}
+	labelValues     = map[string][]string{"route": routeLabels[:], "class": classLabels[:], "cause": dropLabels[:], "state": peerStateLabels[:],
+		"op": s3OpLabels[:], "result": s3ResultLabels[:]}
 )
 
 // counter is a number that only grows.
