@@ -49,8 +49,12 @@ const (
 	s3Type       = "application/octet-stream"
 )
 
-// errS3Slow is the cause of tries that were given up.
-var errS3Slow = errors.New("too slow")
+var (
+	// errS3Slow is the cause of tries that were given up.
+	errS3Slow = errors.New("too slow")
+	// errS3Body is wrapped by errors of the body that is to be put.
+	errS3Body = errors.New("reading what is to be put")
+)
 
 // s3Options say which bucket, as whom, and how patiently.
 type s3Options struct {
@@ -463,13 +467,30 @@ func (c *s3Client) request(ctx context.Context, call *s3Call, pace *s3Pace) *htt
 	r.Header.Set("User-Agent", "scribe-ledger")
 	if call.size > 0 {
 		r.ContentLength = call.size
-		body := io.NewSectionReader(call.body, 0, call.size)
-		r.Body = &pacedBody{body, pace, &c.o.metrics.s3.sent, func() error { return nil }}
+		r.Body = &pacedBody{&uploadBody{from: call.body, size: call.size}, pace, &c.o.metrics.s3.sent, func() error { return nil }}
 	}
 	if call.size >= s3AskFirst {
 		r.Header.Set("Expect", "100-continue")
 	}
 	return r
+}
+
+// uploadBody reads what is put; its errors are of this node, not of the network.
+type uploadBody struct {
+	from     io.ReaderAt
+	at, size int64
+}
+
+func (b *uploadBody) Read(p []byte) (int, error) {
+	if b.at == b.size {
+		return 0, io.EOF
+	}
+	n, err := b.from.ReadAt(p[:min(int64(len(p)), b.size-b.at)], b.at)
+	b.at += int64(n)
+	if n > 0 || err == nil {
+		return n, nil
+	}
+	return 0, fmt.Errorf("%w: byte %d of %d: %v", errS3Body, b.at, b.size, err)
 }
 
 // emptySHA256 is the SHA-256 of nothing.

@@ -109,7 +109,8 @@ func (k *s3Keychain) find() (s3Credentials, error) {
 	return k.readFile()
 }
 
-// readFile reads the shared file.
+// readFile reads the shared file. Its errors only quote those of the file: a
+// file that is not there must not pass for an object that is not there.
 func (k *s3Keychain) readFile() (s3Credentials, error) {
 	name, profile := k.env("AWS_SHARED_CREDENTIALS_FILE"), k.env("AWS_PROFILE")
 	if name == "" {
@@ -120,14 +121,14 @@ func (k *s3Keychain) readFile() (s3Credentials, error) {
 	}
 	info, err := os.Stat(name)
 	if err != nil {
-		return s3Credentials{}, fmt.Errorf("%w in the configuration, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or %s: %w", errNoCredentials, name, err)
+		return s3Credentials{}, fmt.Errorf("%w in the configuration, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or %s: %v", errNoCredentials, name, err)
 	}
 	if !info.Mode().IsRegular() || info.Size() > maxCredentialsFile {
 		return s3Credentials{}, fmt.Errorf("%w: %s is no file of at most %d bytes", errNoCredentials, name, maxCredentialsFile)
 	}
 	b, err := os.ReadFile(name)
 	if err != nil {
-		return s3Credentials{}, fmt.Errorf("%w: %w", errNoCredentials, err)
+		return s3Credentials{}, fmt.Errorf("%w: %v", errNoCredentials, err)
 	}
 	c, err := parseCredentials(b, profile)
 	if err != nil {

@@ -311,13 +311,18 @@ func (c *s3Client) networkError(ctx context.Context, call *s3Call, err error) *s
 	if errors.As(err, &ue) {
 		err = ue.Err // url.Error repeats the URL
 	}
-	e.message, e.cause = err.Error(), err
+	e.message = err.Error()
+	if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrExist) {
+		e.cause = err
+	}
 	var dns *net.DNSError
 	var record tls.RecordHeaderError
 	var cert *tls.CertificateVerificationError
 	switch {
 	case ctx.Err() != nil:
 		e.code, e.message, e.cause = codeCanceled, context.Cause(ctx).Error(), context.Cause(ctx)
+	case errors.Is(err, errS3Body):
+		e.code = codeBadCall
 	case errors.Is(err, errS3Slow), errors.Is(err, context.DeadlineExceeded):
 		e.code, e.message = codeTimeout, errS3Slow.Error()
 		e.hint = fmt.Sprintf("%s did not answer, or stopped in the middle, for %s (storage.s3.timeout_secs)", c.base.Host, c.o.timeout)
