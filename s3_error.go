@@ -107,7 +107,7 @@ func (e *s3Error) temporary() bool {
 // refusedKeys reports whether other credentials might do.
 func (e *s3Error) refusedKeys() bool {
 	switch e.code {
-	case "ExpiredToken", "InvalidToken", "TokenRefreshRequired", "InvalidAccessKeyId", "SignatureDoesNotMatch":
+	case "ExpiredToken", "InvalidToken", "TokenRefreshRequired", "InvalidAccessKeyId", "XAdminUserNotFound", "SignatureDoesNotMatch":
 		return true
 	}
 	return false
@@ -277,7 +277,7 @@ func (c *s3Client) advice(code string, call *s3Call) string {
 		return fmt.Sprintf("%s has no bucket %s: check storage.s3.bucket and endpoint, or make it", c.base.Host, c.o.bucket)
 	case "SignatureDoesNotMatch":
 		return fmt.Sprintf("the secret does not belong to access key %s, or something on the way changes requests", c.keyInUse())
-	case "InvalidAccessKeyId":
+	case "InvalidAccessKeyId", "XAdminUserNotFound": // the second is versitygw's
 		return fmt.Sprintf("the server does not know access key %s", c.keyInUse())
 	case "ExpiredToken", "InvalidToken", "TokenRefreshRequired":
 		return fmt.Sprintf("the session of access key %s is over or unknown: renew it", c.keyInUse())
@@ -316,6 +316,7 @@ func (c *s3Client) networkError(ctx context.Context, call *s3Call, err error) *s
 		e.cause = err
 	}
 	var dns *net.DNSError
+	var late net.Error
 	var record tls.RecordHeaderError
 	var cert *tls.CertificateVerificationError
 	switch {
@@ -323,11 +324,11 @@ func (c *s3Client) networkError(ctx context.Context, call *s3Call, err error) *s
 		e.code, e.message, e.cause = codeCanceled, context.Cause(ctx).Error(), context.Cause(ctx)
 	case errors.Is(err, errS3Body):
 		e.code = codeBadCall
-	case errors.Is(err, errS3Slow), errors.Is(err, context.DeadlineExceeded):
-		e.code, e.message = codeTimeout, errS3Slow.Error()
-		e.hint = fmt.Sprintf("%s did not answer, or stopped in the middle, for %s (storage.s3.timeout_secs)", c.base.Host, c.o.timeout)
 	case errors.As(err, &dns):
 		e.hint = "the name cannot be resolved: check storage.s3.endpoint and region"
+	case errors.Is(err, errS3Slow), errors.As(err, &late) && late.Timeout():
+		e.code = codeTimeout
+		e.hint = fmt.Sprintf("%s did not answer, or stopped in the middle, for %s (storage.s3.timeout_secs)", c.base.Host, c.o.timeout)
 	case errors.As(err, &record), strings.Contains(err.Error(), "server gave HTTP response to HTTPS client"):
 		e.hint = "the port speaks no TLS: storage.s3.endpoint should perhaps begin with http://"
 	case errors.As(err, &cert):

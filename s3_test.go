@@ -258,29 +258,6 @@ func TestS3NoServer(t *testing.T) {
 // TestS3Retries: what passes is tried again and succeeds; what does not pass is
 // given up, with its cause.
 func TestS3Retries(t *testing.T) {
-	s := newS3Server(t)
-	c := newS3Test(t, s, func(o *s3Options) { o.timeout = 300 * time.Millisecond })
-	do := map[s3Op]func(key string) error{
-		s3Put: func(key string) error {
-			_, err := c.put(t.Context(), absent(s3Bytes(key, []byte(key))))
-			return err
-		},
-		s3Get: func(key string) error {
-			b, err := c.read(t.Context(), s3Read{key: key}, 100)
-			if err == nil && string(b) != key {
-				t.Errorf("get of %s: %q", key, b)
-			}
-			return err
-		},
-		s3Head: func(key string) error {
-			_, err := c.head(t.Context(), key)
-			return err
-		},
-		s3List: func(key string) error {
-			return c.list(t.Context(), key, "", func(s3Listed) error { return nil })
-		},
-		s3Delete: func(key string) error { return c.delete(t.Context(), key, "") },
-	}
 	for _, x := range []struct {
 		kind, code string
 		ops        []s3Op
@@ -294,41 +271,71 @@ func TestS3Retries(t *testing.T) {
 		{"error200", "InternalError", []s3Op{s3Put}},
 		{"error200", codeNotS3, []s3Op{s3Get, s3List, s3Delete}},
 		{"drop", codeNetwork, []s3Op{s3Put, s3Get, s3Head, s3List, s3Delete}},
+		{"lost", codeNetwork, []s3Op{s3Delete}}, // of a put: TestS3LostReply
 		{"hang", codeTimeout, []s3Op{s3Put, s3Get}},
-		{"lost", codeNetwork, []s3Op{s3Put, s3Delete}},
-		{"truncate", codeNetwork, []s3Op{s3Get}},
 		{"stall", codeTimeout, []s3Op{s3Get}},
+		{"truncate", codeNetwork, []s3Op{s3Get}},
 		{"encoded", codeNotS3, []s3Op{s3Get}},
 	} {
 		for _, op := range x.ops {
-			key := x.kind + "-" + op.String()
-			if op != s3Put {
-				s.set(key, []byte(key))
-			}
-			s.fault(op, key, x.kind, 1)
-			if op == s3List {
-				s.faults[len(s.faults)-1].key = ""
-			}
-			if err := do[op](key); err != nil {
-				t.Errorf("%s with %s once: %v", op, x.kind, err)
-			}
-			if x.kind == "lost" {
-				continue // for ever is another matter: TestS3LostReply
-			}
-			s.set(key, []byte(key))
-			s.fault(op, key, x.kind, -1)
-			if op == s3List {
-				s.faults[len(s.faults)-1].key = ""
-			}
-			s3Wants(t, do[op](key), x.code, nil, "tried 4 times")
-			s.faults = nil
+			t.Run(x.kind+" "+op.String(), func(t *testing.T) {
+				t.Parallel()
+				s := newS3Server(t)
+				slow := x.code == codeTimeout
+				c := newS3Test(t, s, func(o *s3Options) {
+					if slow {
+						o.timeout = time.Second
+					}
+				})
+				s.fault(op, "", x.kind, 1)
+				if err := s3Do(s, c, op); err != nil {
+					t.Errorf("once: %v", err)
+				}
+				c = newS3Test(t, s, func(o *s3Options) {
+					o.retries = 1
+					if slow {
+						o.timeout = 100 * time.Millisecond
+					}
+				})
+				s.fault(op, "", x.kind, -1)
+				s3Wants(t, s3Do(s, c, op), x.code, nil, "tried 2 times")
+			})
 		}
 	}
+}
+
+// s3Do has one request of op, which would succeed.
+func s3Do(s *s3Server, c *s3Client, op s3Op) error {
+	ctx := context.Background()
+	s.mu.Lock()
+	delete(s.objects, "key")
+	s.mu.Unlock()
+	if op != s3Put {
+		s.set("key", []byte("value"))
+	}
+	switch op {
+	case s3Put:
+		_, err := c.put(ctx, absent(s3Bytes("key", []byte("value"))))
+		return err
+	case s3Get:
+		b, err := c.read(ctx, s3Read{key: "key"}, 100)
+		if err == nil && string(b) != "value" {
+			return fmt.Errorf("value is %q", b)
+		}
+		return err
+	case s3Head:
+		_, err := c.head(ctx, "key")
+		return err
+	case s3List:
+		return c.list(ctx, "", "", func(s3Listed) error { return nil })
+	}
+	return c.delete(ctx, "key", "")
 }
 
 // TestS3LostReply: a put whose answer was lost is found to have succeeded; if
 // somebody else's bytes are there, it is not.
 func TestS3LostReply(t *testing.T) {
+	t.Parallel()
 	s := newS3Server(t)
 	c := newS3Test(t, s)
 	s.fault(s3Put, "mine", "lost", 1)
@@ -356,6 +363,7 @@ func TestS3LostReply(t *testing.T) {
 
 // TestS3Probe: what the server cannot do is found out, and done without.
 func TestS3Probe(t *testing.T) {
+	t.Parallel()
 	for _, x := range []struct{ conditions, line string }{
 		{"", "can read, write, list, put-if-absent"},
 		{"ignored", "can read, write, list; the server knows no put-if-absent"},
@@ -384,6 +392,7 @@ func TestS3Probe(t *testing.T) {
 // TestS3ProbeFinds: a server that ignores ranges or serves other bytes, and one
 // that lets nobody list.
 func TestS3ProbeFinds(t *testing.T) {
+	t.Parallel()
 	s := newS3Server(t)
 	c := newS3Test(t, s)
 	s.fault(s3Get, "", "whole", -1)
@@ -404,6 +413,7 @@ func TestS3ProbeFinds(t *testing.T) {
 // TestS3Resume: a body that breaks off in the middle goes on where it was, with
 // the same object, or not at all.
 func TestS3Resume(t *testing.T) {
+	t.Parallel()
 	s := newS3Server(t)
 	s.mayChange = func(string) bool { return true }
 	c := newS3Test(t, s)
@@ -436,16 +446,17 @@ func TestS3Resume(t *testing.T) {
 // TestS3Patience: a body that trickles is given up, one that is slow and moves
 // goes on for longer than the time-out, and the caller's context ends all.
 func TestS3Patience(t *testing.T) {
+	t.Parallel()
 	s := newS3Server(t)
 	s.set("long", bytes.Repeat([]byte("x"), 1000))
 	s.set("short", bytes.Repeat([]byte("x"), 20))
-	c := newS3Test(t, s, func(o *s3Options) { o.timeout, o.retries = 500*time.Millisecond, 0 })
+	c := newS3Test(t, s, func(o *s3Options) { o.timeout, o.retries = 2*time.Second, 0 })
 	s.fault(s3Get, "", "trickle", -1)
 	if _, err := c.read(t.Context(), s3Read{key: "short"}, 100); err != nil {
 		t.Errorf("a short body that trickles: %v", err)
 	}
 	_, err := c.read(t.Context(), s3Read{key: "long"}, 1000)
-	s3Wants(t, err, codeTimeout, nil, "stopped in the middle, for 500ms (storage.s3.timeout_secs)")
+	s3Wants(t, err, codeTimeout, nil, "stopped in the middle, for 2s (storage.s3.timeout_secs)")
 
 	ctx, cancel := context.WithCancel(t.Context())
 	s.fault(s3Put, "", "hang", -1)
@@ -464,6 +475,7 @@ func TestS3Patience(t *testing.T) {
 
 // TestS3UnreadableBody: a file that cannot be read is not called a bad network.
 func TestS3UnreadableBody(t *testing.T) {
+	t.Parallel()
 	s := newS3Server(t)
 	c := newS3Test(t, s)
 	u := s3Bytes("k", []byte("short"))
@@ -477,6 +489,7 @@ func TestS3UnreadableBody(t *testing.T) {
 
 // TestS3Pauses: the bounds of the waits double up to the longest.
 func TestS3Pauses(t *testing.T) {
+	t.Parallel()
 	s := newS3Server(t)
 	var waits []time.Duration
 	c := newS3Test(t, s, func(o *s3Options) {
@@ -500,6 +513,7 @@ func TestS3Pauses(t *testing.T) {
 
 // TestS3Pool: connections are used again, also after answers that are errors.
 func TestS3Pool(t *testing.T) {
+	t.Parallel()
 	s := newS3Server(t)
 	c := newS3Test(t, s)
 	s.set("k", []byte("value"))
@@ -524,6 +538,7 @@ func TestS3Pool(t *testing.T) {
 // TestS3VersionsAndLocks: nobody deletes a locked version; a hidden object is
 // absent, and its versions can be read.
 func TestS3VersionsAndLocks(t *testing.T) {
+	t.Parallel()
 	s := newS3Server(t)
 	s.versioned, s.locked = true, true
 	c := newS3Test(t, s, func(o *s3Options) { o.lockMode, o.lockFor = "GOVERNANCE", time.Hour })
@@ -545,6 +560,7 @@ func TestS3VersionsAndLocks(t *testing.T) {
 
 // TestS3NewKeys: a session that is over is replaced from the file, once.
 func TestS3NewKeys(t *testing.T) {
+	t.Parallel()
 	s := newS3Server(t)
 	s.set("k", []byte("x"))
 	file := filepath.Join(t.TempDir(), "credentials")
