@@ -47,6 +47,7 @@ const (
 	signAlgorithm = "AWS4-HMAC-SHA256"
 	signTime      = "20060102T150405Z"
 	signService   = "s3"
+	emptySHA256   = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 )
 
 // signRequest signs r, all of whose headers are there and whose path and query
