@@ -40,8 +40,7 @@ type s3Call struct {
 	body           io.ReaderAt
 	size           int64 // of the body
 	sum            [sha256.Size]byte
-	reply          int64 // bytes the answer may have
-	absent, locked bool  // it asks for put-if-absent, for retention
+	absent, locked bool // it asks for put-if-absent, for retention
 
 	// accept checks an answer that says success, and reads all of its body that
 	// the caller of do does not. An error of it is an error of the try.
@@ -97,11 +96,14 @@ func (c *s3Client) try(ctx context.Context, call *s3Call) (*http.Response, *s3Er
 		return nil, e
 	}
 	call.keys = keys
-	within, pace := newPace(ctx, c.o.timeout, call.size+call.reply)
+	within, pace := newPace(ctx, c.o.timeout, call.size)
 	resp, err := c.http.Do(c.request(within, call, pace))
 	if err != nil {
 		pace.stop()
 		return nil, c.networkError(ctx, call, pace.why(err))
+	}
+	if call.body == nil {
+		pace.allow(resp.ContentLength)
 	}
 	body := resp.Body
 	resp.Body = &pacedBody{body, pace, &c.o.metrics.s3.received, func() error {
@@ -187,16 +189,22 @@ type s3Pace struct {
 	cancel  context.CancelCauseFunc
 	timer   *time.Timer
 	timeout time.Duration
-	end     time.Time // for so many bytes
+	begun   time.Time
+	end     time.Time // for all bytes
 }
 
 // newPace returns a context for a try that moves so many bytes, and its pace.
 func newPace(ctx context.Context, timeout time.Duration, size int64) (context.Context, *s3Pace) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	allowed := timeout + time.Duration(size/s3SlowRate)*time.Second
-	p := &s3Pace{ctx: ctx, cancel: cancel, timeout: timeout, end: time.Now().Add(allowed)}
+	p := &s3Pace{ctx: ctx, cancel: cancel, timeout: timeout, begun: time.Now()}
+	p.allow(size)
 	p.timer = time.AfterFunc(timeout, func() { cancel(errS3Slow) })
 	return ctx, p
+}
+
+// allow gives the try time for so many bytes; none may be moving.
+func (p *s3Pace) allow(size int64) {
+	p.end = p.begun.Add(p.timeout + time.Duration(max(size, 0)/s3SlowRate)*time.Second)
 }
 
 // moved notes that bytes moved.

@@ -217,13 +217,13 @@ func (c *s3Client) explain(e *s3Error, call *s3Call, resp *http.Response, body *
 		e.cause = fs.ErrExist
 	case resp.StatusCode == http.StatusPreconditionFailed:
 		e.code, e.hint = codeBadObject, "the object was replaced while it was read"
-	case e.code == "AuthorizationHeaderMalformed" && e.region != "", e.code == "IncorrectEndpoint" && e.region != "":
-		e.hint = fmt.Sprintf("the bucket is in region %s and not in %s: set storage.s3.region", clipped(e.region), c.o.region)
 	case resp.StatusCode/100 == 3:
 		e.hint = "the bucket is to be asked " + elsewhere(resp, body, e.region)
 		if e.code == codeBare && call.method != http.MethodHead {
 			e.code = codeRedirect
 		}
+	case e.region != "" && e.region != c.o.region:
+		e.hint = fmt.Sprintf("the bucket is in region %s and not in %s: set storage.s3.region", clipped(e.region), c.o.region)
 	case e.code == "RequestTimeTooSkewed":
 		e.hint = c.skew(orElse(body.ServerTime, resp.Header.Get("Date")))
 	default:

@@ -79,7 +79,7 @@ func (c *s3Client) listPage(ctx context.Context, prefix, after, token string, mo
 	} else if after != "" {
 		query.Set("start-after", after)
 	}
-	call := &s3Call{op: s3List, method: http.MethodGet, query: query, header: http.Header{}, reply: maxListPage}
+	call := &s3Call{op: s3List, method: http.MethodGet, query: query, header: http.Header{}}
 	var page *s3Page
 	call.accept = func(resp *http.Response) error {
 		b, err := io.ReadAll(io.LimitReader(resp.Body, maxListPage))

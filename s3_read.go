@@ -71,7 +71,7 @@ func (c *s3Client) read(ctx context.Context, r s3Read, limit int64) ([]byte, err
 
 // open asks for r of the object with that ETag, or any if it is "".
 func (c *s3Client) open(ctx context.Context, r s3Read, etag string) (*http.Response, s3Info, error) {
-	call := &s3Call{op: s3Get, method: http.MethodGet, key: r.key, header: http.Header{}, reply: r.size}
+	call := &s3Call{op: s3Get, method: http.MethodGet, key: r.key, header: http.Header{}}
 	if r.version != "" {
 		call.query = url.Values{"versionId": {r.version}}
 	}

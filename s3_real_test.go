@@ -37,10 +37,10 @@ type s3RealServer struct {
 const realID, realSecret = "scribe-test", "secret/with+signs"
 
 var s3RealServers = []*s3RealServer{
-	{name: "MINIO", env: []string{"MINIO_ROOT_USER=" + realID, "MINIO_ROOT_PASSWORD=" + realSecret, "MINIO_SITE_REGION=us-east-1", "MINIO_BROWSER=off", "MINIO_UPDATE=off"},
+	{name: "MINIO", env: []string{"MINIO_ROOT_USER=" + realID, "MINIO_ROOT_PASSWORD=" + realSecret, "MINIO_SITE_REGION=us-east-1", "MINIO_DOMAIN=s3.test", "MINIO_BROWSER=off", "MINIO_UPDATE=off"},
 		args:    func(dir, addr string) []string { return []string{"server", "--quiet", "--address", addr, dir} },
 		oddKeys: []string{"a", "a b+c", "dir/$&+,:;=@!'()*[]", "dir/%41?#", "dir/ключ", "~z"}, noKey: "InvalidAccessKeyId"},
-	{name: "VERSITYGW", env: []string{"ROOT_ACCESS_KEY=" + realID, "ROOT_SECRET_KEY=" + realSecret},
+	{name: "VERSITYGW", env: []string{"ROOT_ACCESS_KEY=" + realID, "ROOT_SECRET_KEY=" + realSecret, "VGW_VIRTUAL_DOMAIN=s3.test"},
 		args: func(dir, addr string) []string {
 			return []string{"--keep-alive", "--quiet", "--port", addr, "posix", "--versioning-dir", filepath.Join(filepath.Dir(dir), "versions"), dir}
 		},
@@ -59,6 +59,7 @@ func TestS3Real(t *testing.T) {
 			s.start(t, binary)
 			s.makeBucket(t, "plain", false)
 			t.Run("story", func(t *testing.T) { s3Story(t, s.client(t, "plain"), s.oddKeys) })
+			t.Run("host", func(t *testing.T) { s3Story(t, s.hostClient(t, "plain"), s.oddKeys) })
 			t.Run("large", s.large)
 			t.Run("race", s.race)
 			t.Run("pages", s.pages)
@@ -131,6 +132,16 @@ func (s *s3RealServer) client(t *testing.T, bucket string, change ...func(*s3Opt
 		t.Fatal(err)
 	}
 	t.Cleanup(c.close)
+	return c
+}
+
+// hostClient returns a client that names the bucket in the host name.
+func (s *s3RealServer) hostClient(t *testing.T, bucket string) *s3Client {
+	t.Helper()
+	c := s.client(t, bucket, func(o *s3Options) { o.pathStyle, o.endpoint = false, "http://s3.test" })
+	c.http.Transport.(*http.Transport).DialContext = func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, network, strings.TrimPrefix(s.endpoint, "http://"))
+	}
 	return c
 }
 
