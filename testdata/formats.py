@@ -4,7 +4,7 @@
     python3 testdata/formats.py
 
 A second implementation of the writers: it shares nothing with the Go code but
-the comments at the heads of segment.go, segment_file.go, manifest.go,
+the comments at the heads of segment.go, segment_file.go, segment_gzip.go, manifest.go,
 store_ledger.go, store_tree.go, fsm_command.go, fsm_window.go, fsm_key.go,
 fsm_snapshot.go, raft_signed.go and raft_key.go. The Go tests build the same
 values and want the same bytes. Never change what a golden file holds: a later
@@ -13,6 +13,7 @@ version must still read it; add a file for a new format.
 import hashlib
 import os
 import struct
+import zlib
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 NONE = 2**64 - 1  # no seq
@@ -204,6 +205,19 @@ def tiles():
     return out
 
 
+def packed():
+    """A file of 600,000 bytes, each thousand of them the same, in three members."""
+    raw = b"".join(bytes([i % 256]) * 1000 for i in range(600))
+    parts = []
+    for at in range(0, len(raw), 240 << 10):
+        pack = zlib.compressobj(6, zlib.DEFLATED, 31)
+        parts.append(pack.compress(raw[at:at + (240 << 10)]) + pack.flush())
+    field = b"".join(struct.pack(">I", len(p)) for p in parts) + struct.pack(">QI", len(raw), 240 << 10)
+    field += crc32c(field) + b"SGZT"
+    table = bytes.fromhex("1f8b080400000000 00ff") + struct.pack("<H2sH", len(field) + 4, b"SL", len(field))
+    return b"".join(parts) + table + field + bytes.fromhex("0300") + bytes(8)
+
+
 if __name__ == "__main__":
     write("segment-1.seg", segment())
     write("pack-1.bin", pack())
@@ -219,3 +233,4 @@ if __name__ == "__main__":
     write("snapshot-2.bin", snapshot_with_keys())
     write("signed-1.bin", signed())
     write("node-key-1.bin", node_key())
+    write("packed-1.seg.gz", packed())

@@ -1,0 +1,238 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"compress/gzip"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"strconv"
+	"strings"
+)
+
+// A packed segment is a segment file as it lies in a bucket or a backup: an
+// ordinary .gz of it, of which a part can be read alone.
+//
+//	members  gzip members (RFC 1952) of 240 KiB of the file each, the last of what
+//	         is left; a file of more than 16,000 such members has members of
+//	         twice that, or four times, and so on
+//	table    one more member, of no bytes, that says where the others are
+//
+// A value of a few bytes needs one member, or two where it begins in one and
+// ends in the next: at most 512 KiB either way, even if nothing can be packed.
+//
+// Table:
+//
+//	offset  size  field
+//	     0    10  header of a gzip member with an extra field: 1f 8b 08 04, then
+//	              four bytes 0 (no time), 00, ff (no system)
+//	    10     2  length of the extra field, little-endian
+//	    12     2  "SL"
+//	    14     2  length of what is in the field, little-endian
+//	    16   4*n  size of each member
+//	     .     8  size of the segment file
+//	     .     4  bytes of the file in each member but the last
+//	     .     4  CRC32C of everything in the field before
+//	     .     4  "SGZT"
+//	     .    10  03 00 and eight bytes 0: nothing, packed; its CRC and size
+//
+// Integers are big-endian but for the two lengths, which are gzip's. The table
+// has 46 + 4n bytes, and n follows from the size of the segment file: who knows
+// that (the manifest says it) reads exactly the table from the end of the
+// object. The table's CRC guards against accidents only: what is unpacked is
+// compared with hashes that Raft holds.
+//
+// The name is <first, 20 digits>-<SHA-256 of the segment file, 64 hex digits>.seg.gz.
+// It depends on no packer, so that there is one object a segment whoever made it.
+
+// Part of the format; never change, add a version.
+const (
+	gzipMemberSize = 240 << 10
+	gzipMaxMembers = 16_000
+	gzipTableFixed = 46
+	gzipTableMagic = "SGZT"
+	gzipTableHead  = "\x1f\x8b\x08\x04\x00\x00\x00\x00\x00\xff"
+	gzipTableEnd   = "\x03\x00\x00\x00\x00\x00\x00\x00\x00\x00"
+	packedSuffix   = ".seg.gz"
+)
+
+// errPacked is wrapped by every error about bytes that are no packed segment.
+var errPacked = errors.New("packed segment is damaged")
+
+// packedName returns the name of the segment that begins with entry first and
+// whose file has that SHA-256.
+func packedName(first uint64, sum hash) string {
+	return fmt.Sprintf("%020d-%x%s", first, sum[:], packedSuffix)
+}
+
+// parsePackedName is the inverse of packedName.
+func parsePackedName(name string) (first uint64, sum hash, ok bool) {
+	number, rest, _ := strings.Cut(strings.TrimSuffix(name, packedSuffix), "-")
+	first, err := strconv.ParseUint(number, 10, 64)
+	b, hexErr := hex.DecodeString(rest)
+	if err != nil || hexErr != nil || len(b) != len(sum) {
+		return 0, hash{}, false
+	}
+	copy(sum[:], b)
+	return first, sum, packedName(first, sum) == name
+}
+
+// gzipTable says where the members of a packed segment are.
+type gzipTable struct {
+	size   int64   // of the segment file
+	member int64   // bytes of the file in each member but the last
+	ends   []int64 // where each member ends in the object
+}
+
+// gzipMembers returns how many bytes of a file of that size are in each member,
+// and how many members it has.
+func gzipMembers(size int64) (member int64, n int) {
+	member = gzipMemberSize
+	for (size+member-1)/member > gzipMaxMembers {
+		member *= 2
+	}
+	return member, int((size + member - 1) / member)
+}
+
+// gzipTableSize returns the size of the table of a segment file of that size.
+func gzipTableSize(size int64) int64 {
+	_, n := gzipMembers(size)
+	return gzipTableFixed + 4*int64(n)
+}
+
+// packSegment writes the segment file r, which has that size, to w, packed at a
+// level of compress/gzip.
+func packSegment(w io.Writer, r io.Reader, size int64, level int) (*gzipTable, error) {
+	t := &gzipTable{size: size}
+	var n int
+	t.member, n = gzipMembers(size)
+	out := &countingWriter{w: bufio.NewWriterSize(w, 256<<10)}
+	pack, err := gzip.NewWriterLevel(out, level)
+	if err != nil {
+		return nil, err
+	}
+	for i := range n {
+		pack.Reset(out)
+		if _, err := io.CopyN(pack, r, t.rawSize(i)); err != nil {
+			return nil, fmt.Errorf("packing member %d of %d: %w", i, n, err)
+		}
+		if err := errors.Join(pack.Close(), out.err); err != nil {
+			return nil, fmt.Errorf("packing member %d of %d: %w", i, n, err)
+		}
+		t.ends = append(t.ends, out.n)
+	}
+	out.Write(appendGzipTable(nil, t))
+	return t, out.flush()
+}
+
+// rawSize returns how many bytes of the file are in member i.
+func (t *gzipTable) rawSize(i int) int64 { return min(t.member, t.size-int64(i)*t.member) }
+
+// objectSize returns the size of the packed segment.
+func (t *gzipTable) objectSize() int64 { return t.ends[len(t.ends)-1] + gzipTableSize(t.size) }
+
+// members returns the first and the last member that hold the n bytes of the
+// file from the given one; they must be in the file, and at least one.
+func (t *gzipTable) members(from, n int64) (first, last int) {
+	return int(from / t.member), int((from + n - 1) / t.member)
+}
+
+// span returns where members first to last lie in the object.
+func (t *gzipTable) span(first, last int) (from, size int64) {
+	if first > 0 {
+		from = t.ends[first-1]
+	}
+	return from, t.ends[last] - from
+}
+
+// appendGzipTable appends the table t.
+func appendGzipTable(b []byte, t *gzipTable) []byte {
+	payload := 4*len(t.ends) + 20
+	b = append(b, gzipTableHead...)
+	b = binary.LittleEndian.AppendUint16(b, uint16(4+payload))
+	b = append(b, "SL"...)
+	b = binary.LittleEndian.AppendUint16(b, uint16(payload))
+	start, end := len(b), int64(0)
+	for _, e := range t.ends {
+		b = binary.BigEndian.AppendUint32(b, uint32(e-end))
+		end = e
+	}
+	b = binary.BigEndian.AppendUint64(b, uint64(t.size))
+	b = binary.BigEndian.AppendUint32(b, uint32(t.member))
+	b = binary.BigEndian.AppendUint32(b, crc32.Checksum(b[start:], castagnoli))
+	b = append(b, gzipTableMagic...)
+	return append(b, gzipTableEnd...)
+}
+
+// parseGzipTable reads the table b of a segment file of that size.
+func parseGzipTable(b []byte, size int64) (*gzipTable, error) {
+	if size <= 0 || int64(len(b)) != gzipTableSize(size) {
+		return nil, fmt.Errorf("%w: table has %d bytes for a file of %d", errPacked, len(b), size)
+	}
+	field, end := b[16:len(b)-18], b[len(b)-18:]
+	if string(end[4:]) != gzipTableMagic+gzipTableEnd {
+		return nil, fmt.Errorf("%w: table ends with % x", errPacked, end[4:])
+	}
+	if crc, want := crc32.Checksum(field, castagnoli), binary.BigEndian.Uint32(end); crc != want {
+		return nil, fmt.Errorf("%w: CRC of its table is %08x, it says %08x", errPacked, crc, want)
+	}
+	sizes, tail := field[:len(field)-12], field[len(field)-12:]
+	t := &gzipTable{size: int64(binary.BigEndian.Uint64(tail)), member: int64(binary.BigEndian.Uint32(tail[8:]))}
+	if member, _ := gzipMembers(size); t.size != size || t.member != member {
+		return nil, fmt.Errorf("%w: its table is of a file of %d bytes in members of %d, want %d in %d", errPacked, t.size, t.member, size, member)
+	}
+	at := int64(0)
+	for ; len(sizes) > 0; sizes = sizes[4:] {
+		n := int64(binary.BigEndian.Uint32(sizes))
+		if n == 0 || n > t.member+t.member/16+64 {
+			return nil, fmt.Errorf("%w: member %d has %d bytes", errPacked, len(t.ends), n)
+		}
+		at += n
+		t.ends = append(t.ends, at)
+	}
+	if !bytes.Equal(b, appendGzipTable(nil, t)) {
+		return nil, fmt.Errorf("%w: the head of its table is % x", errPacked, b[:16])
+	}
+	return t, nil
+}
+
+// unpackMember returns the bytes of the file that are in member i, which is b.
+// They are what was packed unless somebody made them up.
+func (t *gzipTable) unpackMember(i int, b []byte) ([]byte, error) {
+	in := bytes.NewReader(b)
+	unpack, err := gzip.NewReader(in)
+	if err != nil {
+		return nil, fmt.Errorf("%w: member %d: %w", errPacked, i, err)
+	}
+	unpack.Multistream(false)
+	raw := make([]byte, t.rawSize(i))
+	if n, err := io.ReadFull(unpack, raw); err != nil {
+		return nil, fmt.Errorf("%w: member %d: byte %d of %d: %w", errPacked, i, n, len(raw), err)
+	}
+	// The CRC is checked where the member ends, and only there.
+	if _, err := io.ReadFull(unpack, make([]byte, 1)); err != io.EOF || in.Len() > 0 {
+		return nil, fmt.Errorf("%w: member %d does not end behind %d bytes: %v, %d more", errPacked, i, len(raw), err, in.Len())
+	}
+	return raw, nil
+}
+
+// unpackSegment writes the segment file of that size, packed in r, to w. Who
+// calls it compares the bytes with a hash.
+func unpackSegment(w io.Writer, r io.Reader, size int64) error {
+	unpack, err := gzip.NewReader(r)
+	if err != nil {
+		return fmt.Errorf("%w: %w", errPacked, err)
+	}
+	n, err := io.Copy(w, io.LimitReader(unpack, size+1))
+	if err != nil {
+		return fmt.Errorf("%w: byte %d of %d: %w", errPacked, n, size, err)
+	}
+	if n != size {
+		return fmt.Errorf("%w: it holds %d bytes or more, want %d", errPacked, n, size)
+	}
+	return nil
+}
