@@ -112,7 +112,7 @@ func TestPackedParts(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := rand.New(rand.NewPCG(1, 2))
-	for range 200 {
+	for range 60 {
 		n := 1 + r.Int64N(gzipMemberSize)
 		from := r.Int64N(int64(len(raw)) - n + 1)
 		first, last := table.members(from, n)
