@@ -24,6 +24,7 @@ import (
 //     the others elect a leader with a working disk.
 //   - F8: a follower never hears of a commit index beyond the entries that the
 //     same message shows it to have.
+//   - F9: a pipeline whose follower refuses does not stop for ever.
 //   - AppendEntries stay near 1 MiB; Raft bounds them by count only.
 //   - A follower that is away, or still fetches the segments of a snapshot, is
 //     tried again soon, however often it was before: Raft would wait up to 10 s
@@ -296,13 +297,51 @@ func (t *raftTransport) AppendEntriesPipeline(id raft.ServerID, addr raft.Server
 	if err != nil {
 		return nil, err
 	}
-	return &raftPipeline{p, t}, nil
+	rp := &raftPipeline{AppendPipeline: p, t: t, answered: make(chan raft.AppendFuture), done: make(chan struct{})}
+	t.wg.Go(rp.pass)
+	return rp, nil
 }
 
 // raftPipeline is a pipeline under the transport's rules.
 type raftPipeline struct {
 	raft.AppendPipeline
-	t *raftTransport
+	t        *raftTransport
+	answered chan raft.AppendFuture
+	done     chan struct{} // closed by Close
+	once     sync.Once
+}
+
+// Consumer returns the messages that were answered.
+func (p *raftPipeline) Consumer() <-chan raft.AppendFuture { return p.answered }
+
+// pass hands on what was answered, whether or not Raft still takes it. It stops
+// taking at the first refusal (pipelineDecode); the pipeline below would then
+// take no more answers either, and a message under way at that moment would
+// wait for its place for ever, and with it the replication to this follower
+// and the end of Raft (F9).
+func (p *raftPipeline) pass() {
+	var queue []raft.AppendFuture
+	for {
+		var out chan raft.AppendFuture
+		var next raft.AppendFuture
+		if len(queue) > 0 {
+			out, next = p.answered, queue[0]
+		}
+		select {
+		case f := <-p.AppendPipeline.Consumer():
+			queue = append(queue, f)
+		case out <- next:
+			queue = queue[1:]
+		case <-p.done:
+			return
+		}
+	}
+}
+
+// Close ends the pipeline.
+func (p *raftPipeline) Close() error {
+	p.once.Do(func() { close(p.done) })
+	return p.AppendPipeline.Close()
 }
 
 // AppendEntries sends a as several messages when it is too large for one. To
