@@ -350,7 +350,7 @@ func (n *node) startRaft() error {
 	}
 	notify := make(chan bool, 16)
 	conf.NotifyCh = notify
-	r, err := raft.NewRaft(conf, f, n.log, n.stable, snaps, n.transport)
+	r, err := raft.NewRaft(conf, f, n.log, raftStable{n.stable, n.fail}, snaps, n.transport)
 	if err != nil {
 		return err
 	}
