@@ -482,9 +482,10 @@ func (n *node) observeLeader(r *raft.Raft) {
 		case <-ch:
 			n.leaderless()
 			n.changing.fire()
-			time.AfterFunc(n.silence(), func() {
-				if addr, _ := n.leaderServer(); addr != "" {
-					n.streams.leavePacks(string(addr))
+			addr, _ := n.leaderServer()
+			time.AfterFunc(n.grace(string(addr)), func() {
+				if now, _ := n.leaderServer(); now == addr {
+					n.streams.leave(string(addr))
 				}
 			})
 		}
@@ -522,18 +523,28 @@ func (n *node) leads() bool {
 // errReplaced is why the context of whileLeads ended.
 var errReplaced = errors.New("the leader that was asked was replaced and does not answer")
 
-// whileLeads returns a context that ends a moment after this node hears that
-// another one leads than that at addr, which was asked something. A leader that
-// is alive answers when it loses its office; one that hangs does not, and its
-// connections stay open: who waits for it would not turn to the new one.
+// grace is how long a former leader may still answer what it was asked, when the
+// one at addr leads now, "" = nobody.
+func (n *node) grace(addr string) time.Duration {
+	if addr == "" {
+		return n.patience() // it may be heard again
+	}
+	return n.silence()
+}
+
+// whileLeads returns a context that ends some time after this node hears that
+// not the one at addr leads any more, which was asked something. A leader that
+// is alive answers when it loses its office; one that hangs or is cut off does
+// not, and its connections stay open: who waits for it would not turn to the
+// new one.
 func (n *node) whileLeads(ctx context.Context, addr string) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	go func() {
 		for ctx.Err() == nil {
 			changed := n.changing.next()
 			var late <-chan time.Time
-			if now, _ := n.leaderServer(); now != "" && string(now) != addr {
-				late = time.After(n.silence())
+			if now, _ := n.leaderServer(); string(now) != addr {
+				late = time.After(n.grace(string(now)))
 			}
 			select {
 			case <-changed:

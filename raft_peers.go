@@ -246,11 +246,11 @@ func (n *node) describe(s raft.Server, leader raft.ServerID) memberInfo {
 	h, state := hello{}, stateDead
 	if s.ID == serverID(n.identity()) {
 		h, state = n.hello(), stateAlive
-	} else if p, ok := n.peers.get(s.ID); ok {
-		h, state = p.hello, n.shownState(s.ID, p)
 	} else {
+		p, ok := n.peers.get(s.ID)
+		h, state = p.hello, n.shownState(s.ID, p)
 		for _, f := range n.self.Load().Members { // not heard yet: what the founders wrote down
-			if f.ID == id {
+			if f.ID == id && !ok {
 				h.HTTP, h.Region = f.HTTP, f.Region
 			}
 		}
