@@ -220,6 +220,7 @@ type peerConn struct {
 
 // track makes raw a connection that close closes; it closes raw itself when it is too late.
 func (p *internalPort) track(raw net.Conn) (*peerConn, error) {
+	boundSilence(raw, streamDeadline)
 	c := &peerConn{Conn: raw, port: p, gone: make(chan struct{})}
 	p.mu.Lock()
 	closed := p.closed
