@@ -33,6 +33,7 @@ import (
 //	raft_diverge.go    whether all nodes have the same; raft_repair.go what then
 //	raft_key.go        the ledger's key and this node's own
 //	raft_checkpoint.go signed tree heads; raft_cosign.go what other nodes say of them
+//	raft_slow.go       a slow disk
 //	raft_space.go      what happens before the disk is full
 //	raft_snapshot.go   snapshots and the segments they name
 //	raft_witness.go    the witnesses that cosign checkpoints
@@ -214,7 +215,8 @@ func openNode(o nodeOptions) (_ *node, err error) {
 		return nil, err
 	}
 	n.transport = newRaftTransport(n.port, transportOptions{
-		stalled: func() bool { return n.log.stalled(time.Second) },
+		stalled: n.stalled,
+		waits:   n.waitsFor,
 		sendsTo: n.sendsTo,
 		timeout: 10 * time.Second,
 		logger:  o.logger,
