@@ -31,7 +31,8 @@ import (
 //	raft_diverge.go    whether all nodes have the same; raft_repair.go what then
 //	raft_key.go        the ledger's key and this node's own
 //	raft_checkpoint.go signed tree heads; raft_cosign.go what other nodes say of them
-//	raft_snapshot.go   snapshots and the segments they name
+//	raft_snapshot.go   snapshots; raft_fetch.go the segments they name
+//	raft_compact.go    which part of the Raft log is kept
 //	raft_witness.go    the witnesses that cosign checkpoints
 //	raft_peers.go      what the nodes know of each other
 //	raft_member.go     joining, leaving and voting; raft_move.go what a member
@@ -79,8 +80,10 @@ type node struct {
 	uploads  sync.Mutex    // held by the leader for an upload or a seal: never both at a time
 	failures chan error
 	fetches  segmentFetcher
+	serving  atomic.Int32  // segments being sent to other nodes
 	lostAt   atomic.Int64  // Unix ms since when no leader is known, 0 = one is
-	lastD    atomic.Uint64 // Raft index of the newest checkpoint: the log before it goes with the next
+	lastD    atomic.Uint64 // Raft index of the newest checkpoint
+	ages     logAges       // of the Raft log
 
 	// Unix ms at which Raft began to refuse entries for a leadership transfer, 0 = it does not.
 	transferStuck atomic.Int64
@@ -137,6 +140,7 @@ type nodeOptions struct {
 	alter       func(command []byte) []byte // what this node applies in place of a command
 	logDisk     logDisk
 	logFileSize int64
+	logLimits   logLimits                         // zero = defaultLogLimits
 	treeFault   func(size uint64, root hash) hash // what this node takes for the root
 }
 
