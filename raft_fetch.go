@@ -290,6 +290,9 @@ func (t *fetchTry) pullFrom(s raft.Server, p *fetchPeer, from uint64, w io.Write
 	m := &t.f.n.o.metrics.fetch
 	m.bytes.add(got.bytes)
 	m.wireBytes.add(got.wire)
+	sending, rate := peers.sending()
+	m.peers.set(int64(sending))
+	m.rate.set(int64(rate))
 	if cause := refusalOf(err); cause >= 0 {
 		m.refused[cause].add(1)
 	}

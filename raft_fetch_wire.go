@@ -149,8 +149,45 @@ func (n *node) serveSegment(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.Header().Set("Content-Type", "application/octet-stream") // else it would be guessed
-	http.ServeContent(w, r, "", time.Time{}, file)
+	http.ServeContent(n.paced(w, r), r, "", time.Time{}, file)
 	n.o.metrics.fetch.served.add(to - from)
+}
+
+// pacedBody is the body of a segment that is sent beside the requests of clients:
+// while there are such, it rests after each block as long as the block took.
+type pacedBody struct {
+	http.ResponseWriter
+	n   *node
+	ctx context.Context
+}
+
+// servedBlock is what is sent between two rests.
+const servedBlock = 1 << 20
+
+// paced returns w as a pacedBody.
+func (n *node) paced(w http.ResponseWriter, r *http.Request) *pacedBody {
+	return &pacedBody{w, n, r.Context()}
+}
+
+// ReadFrom sends a part of a file block by block; the kernel copies it.
+func (b *pacedBody) ReadFrom(r io.Reader) (int64, error) {
+	to, all := b.ResponseWriter.(io.ReaderFrom), r.(*io.LimitedReader) // as net/http has them
+	for sent := int64(0); ; {
+		p := pacer{turn: time.Now()}
+		block := &io.LimitedReader{R: all.R, N: min(all.N, servedBlock)}
+		k, err := to.ReadFrom(block)
+		sent += k
+		all.N -= k
+		if err != nil || all.N == 0 || block.N > 0 {
+			return sent, err
+		}
+		if b.n.o.metrics.http.inFlight.value() == 0 {
+			continue
+		}
+		if err := p.rest(b.ctx); err != nil {
+			return sent, err
+		}
+	}
 }
 
 // parseByteRange reads "bytes=a-b" of a file of the given size and returns a

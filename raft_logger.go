@@ -29,6 +29,9 @@ func (r raftLogger) Write(line []byte) (int, error) {
 			text = bytes.TrimSpace(message)
 		}
 	}
+	if bytes.Contains(text, []byte(errFetching.Error())) { // Raft takes an answer for a failure
+		level = slog.LevelDebug
+	}
 	r.log.Log(context.Background(), level, string(text))
 	return len(line), nil
 }

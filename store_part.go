@@ -20,9 +20,9 @@ const (
 	segmentPartSuffix = ".part"
 	partBuffer        = 256 << 10
 
-	// partSyncEvery bounds the dirty pages of a part, so that its last fsync does
-	// not hold up the Raft log on the same disk.
-	partSyncEvery = 16 << 20
+	// partSyncEvery bounds what of a part waits for the disk, to twice this, so that
+	// neither it nor its last fsync holds up the Raft log on the same disk.
+	partSyncEvery = 4 << 20
 )
 
 // segmentSource gives the bytes of a segment file from an offset on to w.

@@ -5,11 +5,22 @@ import (
 	"syscall"
 )
 
-// writeBack asks the kernel to begin writing a range of f to the disk, and
-// waits for none of it. It promises nothing: a later sync does.
+// Flags of sync_file_range(2).
+const (
+	rangeWaitBefore = 1
+	rangeWrite      = 2
+	rangeWaitAfter  = 4
+)
+
+// writeBack has the kernel begin to write n bytes of f from off on to the disk,
+// once the n bytes before are written. It promises nothing: a later sync does.
 func writeBack(f *os.File, off, n int64) {
-	const begin = 2 // SYNC_FILE_RANGE_WRITE
 	if c, err := f.SyscallConn(); err == nil {
-		c.Control(func(fd uintptr) { syscall.SyncFileRange(int(fd), off, n, begin) })
+		c.Control(func(fd uintptr) {
+			syscall.SyncFileRange(int(fd), off, n, rangeWrite)
+			if off >= n {
+				syscall.SyncFileRange(int(fd), off-n, n, rangeWaitBefore|rangeWrite|rangeWaitAfter)
+			}
+		})
 	}
 }
