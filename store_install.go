@@ -62,7 +62,7 @@ func (s *store) receiveSegment(info segmentInfo, source segmentSource) (*segment
 		s.o.metrics.fetch.resumed.add(1)
 		s.o.metrics.fetch.resumedBytes.add(p.size)
 	}
-	if err := source(p.size, p); err != nil && p.size < info.size {
+	if err := source(p.size, p); err != nil {
 		return nil, err
 	}
 	c, err := s.checkPart(p)
@@ -72,8 +72,7 @@ func (s *store) receiveSegment(info segmentInfo, source segmentSource) (*segment
 	if err != nil {
 		return nil, err
 	}
-	path := s.segmentPath(info)
-	if err := p.publish(path); err != nil {
+	if err := p.publish(); err != nil {
 		return nil, err
 	}
 	s.files.drop(info.first)

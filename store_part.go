@@ -2,11 +2,13 @@ package main
 
 import (
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	stdhash "hash"
 	"io"
 	"os"
 	"path/filepath"
+	"syscall"
 )
 
 // A segment file that comes from another node grows from its first byte on in
@@ -30,6 +32,7 @@ type segmentSource func(from uint64, w io.Writer) error
 
 // segmentPart is a segment file on its way, owned by one goroutine.
 type segmentPart struct {
+	s       *store
 	info    segmentInfo
 	file    *os.File
 	sum     stdhash.Hash // of the bytes so far
@@ -43,7 +46,7 @@ func (s *store) openPart(info segmentInfo) (*segmentPart, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &segmentPart{info: info, file: f, sum: sha256.New()}
+	p := &segmentPart{s: s, info: info, file: f, sum: sha256.New()}
 	n, err := io.CopyBuffer(onlyWriter{p.sum}, io.LimitReader(f, int64(info.size)), make([]byte, partBuffer))
 	p.size, p.flushed = uint64(n), uint64(n)
 	if err == nil {
@@ -67,14 +70,33 @@ func (p *segmentPart) Write(b []byte) (int, error) {
 	if uint64(len(b)) > p.info.size-p.size {
 		return 0, fmt.Errorf("%w: more than %d bytes", errCorrupt, p.info.size)
 	}
-	n, err := p.file.WriteAt(b, int64(p.size))
+	var n int
+	err := p.s.step("write part", func() (err error) {
+		n, err = p.file.WriteAt(b, int64(p.size))
+		return err
+	})
 	p.sum.Write(b[:n])
 	p.size += uint64(n)
 	if err == nil && p.size-p.flushed >= partSyncEvery {
-		writeBack(p.file, int64(p.flushed), int64(p.size-p.flushed))
+		err = p.doubtful(writeBack(p.file, int64(p.flushed), int64(p.size-p.flushed)))
 		p.flushed = p.size
 	}
 	return n, err
+}
+
+// doubtful removes the part after an error of bringing it to the disk: the pages
+// that were not written pass for clean now, and a sync would say that all is
+// well. Unless it was for want of space the process must end, as after any sync
+// that failed.
+func (p *segmentPart) doubtful(err error) error {
+	if err == nil {
+		return nil
+	}
+	os.Remove(p.file.Name())
+	if !errors.Is(err, syscall.ENOSPC) {
+		p.s.o.fatal(err)
+	}
+	return err
 }
 
 // checkSegmentSum compares the sum of a whole segment file with the manifest's.
@@ -86,12 +108,15 @@ func checkSegmentSum(sum stdhash.Hash, info segmentInfo) error {
 }
 
 // publish makes the part durable and gives it the segment's name.
-func (p *segmentPart) publish(path string) error {
-	if err := p.file.Sync(); err != nil {
-		return err
-	}
-	if err := os.Rename(p.file.Name(), path); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(path))
+func (p *segmentPart) publish() error {
+	return p.s.step("name segment", func() error {
+		if err := p.doubtful(p.file.Sync()); err != nil {
+			return err
+		}
+		path := p.s.segmentPath(p.info)
+		if err := os.Rename(p.file.Name(), path); err != nil {
+			return err
+		}
+		return syncDir(filepath.Dir(path))
+	})
 }
