@@ -38,13 +38,11 @@ func newPuller(t *testing.T, leader *harness, peers ...sender) *puller {
 	}
 	p := &puller{t: t, leader: leader, snap: snapshot{testClusterID, state.at, state.segments, state.window}}
 	own := identity{cluster: testClusterID, name: "test", node: 9, incarnation: 9}
-	p.node = &node{o: nodeOptions{metrics: newMetrics(), logger: testLogger(t), now: time.Now}}
-	p.ctx, p.cancel = context.WithCancel(context.Background())
-	p.fetches.n, p.raft = p.node, atomic.Pointer[raft.Raft]{}
-	p.self.Store(&nodeFile{NodeID: 9, ClusterName: "test", cluster: testClusterID})
 	h := newHarness(t)
-	p.store = h.store
-	p.store.o.metrics = p.o.metrics
+	p.node = &node{o: nodeOptions{metrics: h.store.o.metrics, logger: testLogger(t), now: time.Now}, store: h.store}
+	p.ctx, p.cancel = context.WithCancel(context.Background())
+	p.fetches.n = p.node
+	p.self.Store(&nodeFile{NodeID: 9, ClusterName: "test", cluster: testClusterID})
 	p.port = openPort(t, own, portOptions{})
 	t.Cleanup(func() {
 		p.cancel()
