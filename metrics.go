@@ -71,6 +71,10 @@ type metrics struct {
 		removed counter `help:"Leftover files removed."`
 		unknown gauge   `help:"Files in the data directory that this program does not know and leaves alone."`
 	}
+	disk struct {
+		free gauge `help:"Bytes free for this node's data directory."`
+		full gauge `help:"1 while there is less than the reserve."`
+	}
 	scrub struct {
 		bytes    counter `help:"Bytes that the scrub has read."`
 		passes   counter `help:"Passes of the scrub over everything on disk."`

@@ -62,7 +62,7 @@ func (n *node) checkpointMoved(at checkpoint) {
 	if first == 0 {
 		return
 	}
-	keep := n.keepFrom(at.index, before, last)
+	keep := n.keepFrom(time.Now(), at.index, before, last)
 	if keep > first {
 		if err := n.log.DeleteRange(first, keep-1); err != nil {
 			n.o.logger.Error("shortening the Raft log", "error", err)
@@ -76,13 +76,13 @@ func (n *node) checkpointMoved(at checkpoint) {
 }
 
 // keepFrom returns the oldest entry to keep when D moves from before to at.
-func (n *node) keepFrom(at, before, last uint64) uint64 {
+func (n *node) keepFrom(now time.Time, at, before, last uint64) uint64 {
 	o := n.o.logLimits
 	if o == (logLimits{}) {
 		o = defaultLogLimits
 		o.bytes = max(o.bytes, n.o.segmentSize)
 	}
-	old := n.ages.before(at, n.o.now(), o.age)
+	old := n.ages.before(at, now, o.age)
 	keep := max(n.log.back(at+1, o.bytes), old)
 	return min(keep, before, at, n.log.back(last+1, o.floor))
 }

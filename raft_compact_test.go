@@ -74,9 +74,8 @@ func TestKeepFrom(t *testing.T) {
 		}
 	}
 	size := int64(entrySize(&raft.Log{Data: make([]byte, 1000)}))
-	start := time.Unix(1_000_000, 0)
-	now := start
-	n := &node{log: l, o: nodeOptions{now: func() time.Time { return now }}}
+	start := time.Now()
+	n := &node{log: l}
 	for name, row := range map[string]struct {
 		limits     logLimits
 		at, before uint64
@@ -94,10 +93,9 @@ func TestKeepFrom(t *testing.T) {
 		"D did not move":            {logLimits{bytes: 1, age: time.Hour}, 70, 70, 0, 70},
 		"nothing is to be kept":     {logLimits{bytes: 1}, 100, 100, 0, 100},
 	} {
-		n.o.logLimits, n.ages, now = row.limits, logAges{}, start
-		n.keepFrom(30, 30, 100)
-		now = start.Add(row.passed)
-		if got := n.keepFrom(row.at, row.before, 100); got != row.want {
+		n.o.logLimits, n.ages = row.limits, logAges{}
+		n.keepFrom(start, 30, 30, 100)
+		if got := n.keepFrom(start.Add(row.passed), row.at, row.before, 100); got != row.want {
 			t.Errorf("%s: the log is kept from %d, want %d", name, got, row.want)
 		}
 	}
