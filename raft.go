@@ -35,7 +35,8 @@ import (
 //	raft_checkpoint.go signed tree heads; raft_cosign.go what other nodes say of them
 //	raft_slow.go       a slow disk
 //	raft_space.go      what happens before the disk is full
-//	raft_snapshot.go   snapshots and the segments they name
+//	raft_snapshot.go   snapshots; raft_fetch.go the segments they name
+//	raft_compact.go    which part of the Raft log is kept
 //	raft_witness.go    the witnesses that cosign checkpoints
 //	raft_peers.go      what the nodes know of each other
 //	raft_member.go     joining, leaving and voting; raft_move.go what a member
@@ -84,7 +85,9 @@ type node struct {
 	uploads  longMutex     // held by the leader for an upload or a seal: never both at a time
 	failures chan error
 	fetches  segmentFetcher
-	lastD    atomic.Uint64 // Raft index of the newest checkpoint: the log before it goes with the next
+	serving  atomic.Int32  // segments being sent to other nodes
+	lastD    atomic.Uint64 // Raft index of the newest checkpoint
+	ages     logAges       // of the Raft log
 
 	// Moments of the monotonic clock; nil = that is not so. See age.
 	lostAt        atomic.Pointer[time.Time] // since when no leader is known
@@ -146,6 +149,7 @@ type nodeOptions struct {
 	alter       func(command []byte) []byte // what this node applies in place of a command
 	logDisk     logDisk
 	logFileSize int64
+	logLimits   logLimits                         // zero = defaultLogLimits
 	treeFault   func(size uint64, root hash) hash // what this node takes for the root
 }
 

@@ -485,6 +485,24 @@ func (l *logStore) deleteRange(min, max uint64) error {
 	return nil
 }
 
+// back returns the oldest index from which the entries before end take at most
+// size bytes; end itself if there are none such.
+func (l *logStore) back(end uint64, size int64) uint64 {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	end = min(max(end, l.first), l.next)
+	for i := len(l.files) - 1; i >= 0 && end > l.first; i-- {
+		f := l.files[i]
+		for len(f.spans) > 0 && end > max(f.first, l.first) && end <= f.first+uint64(len(f.spans)) {
+			if size -= int64(f.spans[end-1-f.first].size); size < 0 {
+				return end
+			}
+			end--
+		}
+	}
+	return end
+}
+
 // reset empties the log, durably; the next entry may be base+1.
 func (l *logStore) reset(base uint64) error {
 	if err := l.restart(base + 1); err != nil {
