@@ -189,7 +189,7 @@ func (s *simNet) set(from, to int, w simWay) {
 		c.out.hold(w.state == linkSilent)
 		switch {
 		case w.state == linkLoud:
-			c.breakLocked("broken")
+			c.breakLocked("then a connection broke")
 		case old.state == linkSilent && w.state == linkOpen && s.rng.IntN(4) == 0:
 			c.vanishLocked()
 		}
@@ -232,7 +232,7 @@ func (s *simNet) kill(node int) {
 	defer s.mu.Unlock()
 	for c := range s.conns {
 		if c.node == node {
-			c.breakLocked("broken")
+			c.breakLocked("then a connection broke")
 		}
 	}
 }
@@ -257,7 +257,7 @@ func (s *simNet) powerOn(node int) {
 	s.off[node] = false
 	for c := range s.conns {
 		if c.peer == node {
-			c.breakLocked("broken")
+			c.breakLocked("then a connection broke")
 		}
 	}
 	s.mu.Unlock()
@@ -283,7 +283,7 @@ func (c *simConn) breakLocked(how string) {
 // vanishLocked makes the connection half-open: nothing arrives any more, and
 // each end learns it by itself.
 func (c *simConn) vanishLocked() {
-	c.net.count.add("half-open")
+	c.net.count.add("then a connection was half-open")
 	c.in.lose()
 	c.out.lose()
 	time.AfterFunc(simKeepAlive, func() {
@@ -300,7 +300,7 @@ func (c *simConn) Write(b []byte) (int, error) {
 	w := c.net.ways[[2]int{c.node, c.peer}]
 	delay := c.net.delayLocked(w)
 	if w.state == linkLoud || w.reset > 0 && c.net.rng.Float64() < w.reset {
-		c.breakLocked("reset")
+		c.breakLocked("connection reset")
 	}
 	c.net.mu.Unlock()
 	return c.out.write(b, delay, w.rate)
