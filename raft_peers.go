@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"maps"
 	"net/http"
@@ -128,7 +129,7 @@ func (n *node) peerLoop() {
 				n.fail(err)
 			}
 		}
-		n.pause(helloEvery)
+		n.pause(cmp.Or(n.o.helloAfter, helloEvery))
 	}
 }
 

@@ -55,7 +55,7 @@ const (
 	simScrubPause   = 4 * time.Minute
 	simWriteTimeout = 10 * time.Second
 	simReadTimeout  = 5 * time.Second
-	simElection     = 1500 * time.Millisecond
+	simElection     = 2 * time.Second
 	simSettle       = 15 * time.Minute // within which a cluster without faults is well again
 )
 

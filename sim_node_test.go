@@ -64,7 +64,7 @@ func newSimNode(c *simCluster, i int, addrs []string) *simNode {
 		clusterName: "sim", secret: "sim", expect: c.founders, version: "sim", learner: i >= c.founders,
 		segmentSize: 64 << 10, maxValueSize: 1 << 20, sealAfter: c.sealAfter, scrubRate: 1 << 30, scrubPause: simScrubPause,
 		electionMin: simElection, electionMax: 3 * simElection, heartbeat: simElection / 2,
-		writeTimeout: simWriteTimeout, readTimeout: simReadTimeout, commitAfter: simElection / 2,
+		writeTimeout: simWriteTimeout, readTimeout: simReadTimeout, commitAfter: simElection / 2, helloAfter: time.Second,
 		logger: c.logger.With("on", i+1), now: func() time.Time { return time.Now().Add(time.Duration(n.skew.Load())) },
 		dial:        func(ctx context.Context, addr string) (net.Conn, error) { return c.net.dial(ctx, i, addr) },
 		listen:      func(addr string) (net.Listener, error) { return c.net.listen(i, addr) },
