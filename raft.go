@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"net/http"
 	"os"
@@ -32,7 +33,10 @@ import (
 //	raft_diverge.go    whether all nodes have the same; raft_repair.go what then
 //	raft_key.go        the ledger's key and this node's own
 //	raft_checkpoint.go signed tree heads; raft_cosign.go what other nodes say of them
-//	raft_snapshot.go   snapshots and the segments they name
+//	raft_slow.go       a slow disk
+//	raft_space.go      what happens before the disk is full
+//	raft_snapshot.go   snapshots; raft_fetch.go the segments they name
+//	raft_compact.go    which part of the Raft log is kept
 //	raft_witness.go    the witnesses that cosign checkpoints
 //	raft_peers.go      what the nodes know of each other
 //	raft_member.go     joining, leaving and voting; raft_move.go what a member
@@ -77,18 +81,21 @@ type node struct {
 	ending  raftEnd
 
 	sealNow  chan struct{} // look at once whether there is something to seal
+	oldest   *pendingAge   // only sealLoop
 	uploads  longMutex     // held by the leader for an upload or a seal: never both at a time
 	failures chan error
 	fetches  segmentFetcher
-	lostAt   atomic.Int64  // Unix ms since when no leader is known, 0 = one is
-	lastD    atomic.Uint64 // Raft index of the newest checkpoint: the log before it goes with the next
+	serving  atomic.Int32  // segments being sent to other nodes
+	lastD    atomic.Uint64 // Raft index of the newest checkpoint
+	ages     logAges       // of the Raft log
 
-	// Unix ms at which Raft began to refuse entries for a leadership transfer, 0 = it does not.
-	transferStuck atomic.Int64
-	changing      changeSignal // leadership or the leader changed
+	// Moments of the monotonic clock; nil = that is not so. See age.
+	lostAt        atomic.Pointer[time.Time] // since when no leader is known
+	transferStuck atomic.Pointer[time.Time] // since when Raft refuses entries for a leadership transfer
+	ledSince      atomic.Pointer[time.Time] // since when this node leads
 
+	changing changeSignal // leadership or the leader changed
 	changes  longMutex    // held by the leader for a change of the membership: one at a time
-	ledSince atomic.Int64 // Unix ms since when this node leads, if it does
 }
 
 // nodeOptions is what a node needs to know; sizes are bytes.
@@ -138,10 +145,12 @@ type nodeOptions struct {
 	listen      func(addr string) (net.Listener, error)
 	commitAfter time.Duration
 	helloAfter  time.Duration
+	space       func(dir string) (diskSpace, error) // nil: as the file system says
 	storeFault  func(step string) error
 	alter       func(command []byte) []byte // what this node applies in place of a command
 	logDisk     logDisk
 	logFileSize int64
+	logLimits   logLimits                         // zero = defaultLogLimits
 	treeFault   func(size uint64, root hash) hash // what this node takes for the root
 }
 
@@ -149,10 +158,9 @@ type nodeOptions struct {
 var errRestart = errors.New("node must be opened again")
 
 const (
-	lockName  = "LOCK"
-	raftDir   = "raft"
-	stableDB  = "stable.db"
-	diskEvery = time.Second
+	lockName = "LOCK"
+	raftDir  = "raft"
+	stableDB = "stable.db"
 
 	commitTimeout = 20 * time.Millisecond // after which idle followers learn what is committed
 )
@@ -160,7 +168,7 @@ const (
 // openNode starts the node in o.dataDir. It returns once the node answers its
 // peers; the cluster may still have to form.
 func openNode(o nodeOptions) (_ *node, err error) {
-	if err := os.MkdirAll(o.dataDir, 0o700); err != nil {
+	if err := makeDir(o.dataDir); err != nil {
 		return nil, err
 	}
 	if o.metrics == nil {
@@ -169,6 +177,9 @@ func openNode(o nodeOptions) (_ *node, err error) {
 	n := &node{o: o, sealNow: make(chan struct{}, 1), failures: make(chan error, 1)}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	n.checks.wake = make(chan struct{}, 1)
+	if n.o.space == nil {
+		n.o.space = statSpace
+	}
 	if n.o.checkEvery == 0 {
 		n.o.checkEvery = checkEvery
 	}
@@ -183,6 +194,9 @@ func openNode(o nodeOptions) (_ *node, err error) {
 		}
 	}()
 	if n.lock, err = lockDir(o.dataDir); err != nil {
+		return nil, err
+	}
+	if err := removeTmp(o.dataDir); err != nil { // of node.json and the like
 		return nil, err
 	}
 	if err := refuseDiverged(o.dataDir); err != nil {
@@ -206,8 +220,9 @@ func openNode(o nodeOptions) (_ *node, err error) {
 		return nil, err
 	}
 	n.transport = newRaftTransport(n.port, transportOptions{
-		stalled: func() bool { return n.log.stalled(time.Second) },
-		leads:   n.leads,
+		stalled: n.stalled,
+		waits:   n.waitsFor,
+		sendsTo: n.sendsTo,
 		timeout: 10 * time.Second,
 		logger:  o.logger,
 	})
@@ -224,7 +239,7 @@ func openNode(o nodeOptions) (_ *node, err error) {
 	n.port.serveHTTP(n.internalRoutes())
 	questions := n.port.listen(kindStream)
 	n.done.Go(func() { n.streamLoop(questions) })
-	n.done.Go(n.diskLoop)
+	n.done.Go(n.spaceLoop)
 	n.done.Go(n.peerLoop)
 	if !self.formed() {
 		n.done.Go(n.formLoop)
@@ -342,7 +357,7 @@ func (n *node) startRaft() error {
 	}
 	notify := make(chan bool, 16)
 	conf.NotifyCh = notify
-	r, err := raft.NewRaft(conf, f, n.log, n.stable, snaps, n.transport)
+	r, err := raft.NewRaft(conf, f, n.log, raftStable{n.stable, n.fail}, snaps, n.transport)
 	if err != nil {
 		return err
 	}
@@ -433,9 +448,9 @@ func (n *node) becomeReady(r *raft.Raft) {
 			n.pause(10 * time.Millisecond)
 			continue
 		}
-		n.transferStuck.Store(0)
+		n.transferStuck.Store(nil)
 		if r.State() == raft.Leader && r.CurrentTerm() == term {
-			n.ledSince.Store(n.o.now().UnixMilli())
+			n.ledSince.Store(new(time.Now()))
 			n.readyTerm.Store(term)
 			n.o.logger.Info("leading", "term", term, "ledger_size", n.store.size())
 			n.changing.fire()
@@ -474,9 +489,10 @@ func (n *node) observeLeader(r *raft.Raft) {
 		case <-ch:
 			n.leaderless()
 			n.changing.fire()
-			time.AfterFunc(n.silence(), func() {
-				if addr, _ := n.leaderServer(); addr != "" {
-					n.streams.leavePacks(string(addr))
+			addr, _ := n.leaderServer()
+			time.AfterFunc(n.grace(string(addr)), func() {
+				if now, _ := n.leaderServer(); now == addr {
+					n.streams.leave(string(addr))
 				}
 			})
 		}
@@ -486,14 +502,23 @@ func (n *node) observeLeader(r *raft.Raft) {
 // leaderless returns for how long this node has known no leader.
 func (n *node) leaderless() time.Duration {
 	if addr, _ := n.leaderServer(); addr != "" {
-		n.lostAt.Store(0)
+		n.lostAt.Store(nil)
 		return 0
 	}
-	now := n.o.now().UnixMilli()
-	if n.lostAt.CompareAndSwap(0, now) {
-		return 0
+	if since := n.lostAt.Load(); since != nil {
+		return time.Since(*since)
 	}
-	return time.Duration(now-n.lostAt.Load()) * time.Millisecond
+	n.lostAt.CompareAndSwap(nil, new(time.Now()))
+	return 0
+}
+
+// age is the time since a moment, by the monotonic clock, which no change of the
+// wall clock moves; without a moment it is longer than anything.
+func age(moment *atomic.Pointer[time.Time]) time.Duration {
+	if t := moment.Load(); t != nil {
+		return time.Since(*t)
+	}
+	return math.MaxInt64
 }
 
 // leads tells whether this node is the leader as far as it knows.
@@ -505,18 +530,28 @@ func (n *node) leads() bool {
 // errReplaced is why the context of whileLeads ended.
 var errReplaced = errors.New("the leader that was asked was replaced and does not answer")
 
-// whileLeads returns a context that ends a moment after this node hears that
-// another one leads than that at addr, which was asked something. A leader that
-// is alive answers when it loses its office; one that hangs does not, and its
-// connections stay open: who waits for it would not turn to the new one.
+// grace is how long a former leader may still answer what it was asked, when the
+// one at addr leads now, "" = nobody.
+func (n *node) grace(addr string) time.Duration {
+	if addr == "" {
+		return n.patience() // it may be heard again
+	}
+	return n.silence()
+}
+
+// whileLeads returns a context that ends some time after this node hears that
+// not the one at addr leads any more, which was asked something. A leader that
+// is alive answers when it loses its office; one that hangs or is cut off does
+// not, and its connections stay open: who waits for it would not turn to the
+// new one.
 func (n *node) whileLeads(ctx context.Context, addr string) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	go func() {
 		for ctx.Err() == nil {
 			changed := n.changing.next()
 			var late <-chan time.Time
-			if now, _ := n.leaderServer(); now != "" && string(now) != addr {
-				late = time.After(n.silence())
+			if now, _ := n.leaderServer(); string(now) != addr {
+				late = time.After(n.grace(string(now)))
 			}
 			select {
 			case <-changed:
@@ -555,53 +590,6 @@ func (n *node) fail(err error) {
 // opened again.
 func (n *node) failed() <-chan error { return n.failures }
 
-// diskLoop watches the space left on the disk. Below the high-water mark
-// writes are refused and leadership goes elsewhere; reads go on.
-func (n *node) diskLoop() {
-	for n.ctx.Err() == nil {
-		full, err := diskIsFull(n.o.dataDir)
-		if err != nil {
-			n.o.logger.Warn("reading the free space of the disk", "error", err)
-		} else if n.diskFull.Swap(full) != full {
-			n.o.logger.Warn("disk high-water mark", "above", full)
-		}
-		if full && n.leads() {
-			n.leaveForRoom()
-		}
-		n.pause(diskEvery)
-	}
-}
-
-// leaveForRoom hands leadership to a voter that has room on its disk, if there
-// is one.
-func (n *node) leaveForRoom() {
-	for _, s := range n.voters() {
-		p, ok := n.peers.get(s.ID)
-		if !ok || p.DiskFull || p.state(n.o.now()) != stateAlive {
-			continue
-		}
-		ctx, cancel := context.WithTimeout(n.ctx, 5*time.Second)
-		err := n.transfer(ctx, p.ID)
-		cancel()
-		if err == nil {
-			n.o.logger.Warn("leadership handed over for want of disk space", "to", p.ID)
-			return
-		}
-		n.o.logger.Warn("handing over leadership for want of disk space", "to", p.ID, "error", err)
-	}
-}
-
-// diskIsFull tells whether less than 5 % of the disk is free, at least 16 MiB
-// and at most 1 GiB.
-func diskIsFull(dir string) (bool, error) {
-	var st syscall.Statfs_t
-	if err := syscall.Statfs(dir, &st); err != nil {
-		return false, err
-	}
-	reserve := min(max(st.Blocks*uint64(st.Bsize)/20, 16<<20), 1<<30)
-	return st.Bavail*uint64(st.Bsize) < reserve, nil
-}
-
 // transfer hands leadership to the node with the given id, 0 = to the most
 // advanced one, and returns when it is gone. A follower passes it on.
 func (n *node) transfer(ctx context.Context, to uint64) error {
@@ -619,6 +607,9 @@ func (n *node) transfer(ctx context.Context, to uint64) error {
 	defer n.draining.Store(false)
 	if err := n.wait(r.Barrier(time.Second)); err != nil {
 		return err
+	}
+	if to == 0 {
+		to = n.roomiest()
 	}
 	done := make(chan error, 1)
 	go func() { // may stay behind for ever: raft.md F5

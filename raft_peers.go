@@ -22,6 +22,7 @@ type memberInfo struct {
 	role    string // leader, follower or learner
 	state   string // alive, suspect or dead
 	applied uint64 // entries it has applied
+	full    bool   // its disk
 }
 
 // nodeStatus is what a node says of itself.
@@ -37,6 +38,7 @@ type nodeStatus struct {
 	contact   int64 // ms since the leader was heard; 0 on the leader; -1 = never
 	ready     bool  // can serve reads and writes now
 	diskFull  bool
+	noRoom    bool // the leader's disk is full: writes are refused
 	archive   string
 	storage   string // "ok", or what is damaged on this node's disk
 	signing   string // "ok", or why this node signs no tree head
@@ -75,7 +77,7 @@ func (p *peer) state(now time.Time) string {
 func (n *node) shownState(id raft.ServerID, p peer) string {
 	node, incarnation, err := parseServerID(id)
 	if n.o.peerState == nil || err != nil {
-		return p.state(n.o.now())
+		return p.state(time.Now())
 	}
 	return n.o.peerState(node, incarnation, p.heard)
 }
@@ -143,7 +145,7 @@ func (n *node) greet(ctx context.Context, s raft.Server) bool {
 		n.peers.hearsay(other)
 	}
 	h.Silent = nil
-	n.peers.put(s.ID, peer{*h, n.o.now()})
+	n.peers.put(s.ID, peer{*h, time.Now()})
 	return true
 }
 
@@ -169,7 +171,7 @@ func (h *hello) server() raft.ServerID {
 // those that have started since.
 func (n *node) silentPeers() (all []silentPeer) {
 	for _, s := range n.others() {
-		if p, ok := n.peers.get(s.ID); ok && p.state(n.o.now()) != stateAlive {
+		if p, ok := n.peers.get(s.ID); ok && p.state(time.Now()) != stateAlive {
 			all = append(all, silentPeer{string(s.ID), p.HTTP, p.Region, p.Version, p.Applied})
 		}
 	}
@@ -195,6 +197,11 @@ func (n *node) others() []raft.Server {
 // voters returns the servers that vote.
 func (n *node) voters() []raft.Server {
 	return slices.DeleteFunc(n.servers(), func(s raft.Server) bool { return s.Suffrage != raft.Voter })
+}
+
+// sendsTo tells whether this node leads and a server is a member at an address.
+func (n *node) sendsTo(id raft.ServerID, addr raft.ServerAddress) bool {
+	return n.leads() && slices.ContainsFunc(n.servers(), func(s raft.Server) bool { return s.ID == id && s.Address == addr })
 }
 
 // server returns the server of the node with the given id.
@@ -240,11 +247,11 @@ func (n *node) describe(s raft.Server, leader raft.ServerID) memberInfo {
 	h, state := hello{}, stateDead
 	if s.ID == serverID(n.identity()) {
 		h, state = n.hello(), stateAlive
-	} else if p, ok := n.peers.get(s.ID); ok {
-		h, state = p.hello, n.shownState(s.ID, p)
 	} else {
+		p, ok := n.peers.get(s.ID)
+		h, state = p.hello, n.shownState(s.ID, p)
 		for _, f := range n.self.Load().Members { // not heard yet: what the founders wrote down
-			if f.ID == id {
+			if f.ID == id && !ok {
 				h.HTTP, h.Region = f.HTTP, f.Region
 			}
 		}
@@ -252,7 +259,7 @@ func (n *node) describe(s raft.Server, leader raft.ServerID) memberInfo {
 	if contact := n.lastContact(); s.ID == leader && contact >= 0 && contact < suspectAfter.Milliseconds() {
 		state = stateAlive // whatever becomes of hellos
 	}
-	m.http, m.region, m.version, m.applied, m.state = h.HTTP, h.Region, h.Version, h.Applied, state
+	m.http, m.region, m.version, m.applied, m.state, m.full = h.HTTP, h.Region, h.Version, h.Applied, state, h.DiskFull
 	return m
 }
 
@@ -261,7 +268,7 @@ func (n *node) status() nodeStatus {
 	self := n.self.Load()
 	s := nodeStatus{
 		clusterID: self.ClusterID, name: self.ClusterName, nodeID: self.NodeID, role: "forming", contact: -1,
-		size: n.store.size(), manifest: n.store.currentManifest(), diskFull: n.diskFull.Load(),
+		size: n.store.size(), manifest: n.store.currentManifest(), diskFull: n.diskFull.Load(), noRoom: n.leaderFull(),
 		storage: n.store.storageState(), signing: "ok",
 	}
 	if err := n.refused(); err != nil {
@@ -315,7 +322,7 @@ func (n *node) lastContact() int64 {
 	if t.IsZero() {
 		return -1
 	}
-	return n.o.now().Sub(t).Milliseconds()
+	return time.Since(t).Milliseconds()
 }
 
 // parallel runs f(0) to f(count-1) at the same time and waits for all.
