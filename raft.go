@@ -140,10 +140,11 @@ type nodeOptions struct {
 	now     func() time.Time
 
 	// For tests: how connections are made, how soon Raft tells what is committed
-	// (0 = commitTimeout), and what breaks on disk.
+	// and nodes say hello (0 = commitTimeout, helloEvery), and what breaks on disk.
 	dial        func(ctx context.Context, addr string) (net.Conn, error)
 	listen      func(addr string) (net.Listener, error)
 	commitAfter time.Duration
+	helloAfter  time.Duration
 	space       func(dir string) (diskSpace, error) // nil: as the file system says
 	storeFault  func(step string) error
 	alter       func(command []byte) []byte // what this node applies in place of a command

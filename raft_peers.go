@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"maps"
 	"net/http"
@@ -132,7 +133,7 @@ func (n *node) peerLoop() {
 				n.fail(err)
 			}
 		}
-		n.pause(helloEvery)
+		n.pause(cmp.Or(n.o.helloAfter, helloEvery))
 	}
 }
 
