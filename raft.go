@@ -33,8 +33,10 @@ import (
 //	raft_diverge.go    whether all nodes have the same; raft_repair.go what then
 //	raft_key.go        the ledger's key and this node's own
 //	raft_checkpoint.go signed tree heads; raft_cosign.go what other nodes say of them
+//	raft_slow.go       a slow disk
 //	raft_space.go      what happens before the disk is full
-//	raft_snapshot.go   snapshots and the segments they name
+//	raft_snapshot.go   snapshots; raft_fetch.go the segments they name
+//	raft_compact.go    which part of the Raft log is kept
 //	raft_witness.go    the witnesses that cosign checkpoints
 //	raft_peers.go      what the nodes know of each other
 //	raft_handover.go   handing over leadership
@@ -85,7 +87,9 @@ type node struct {
 	uploads  longMutex     // held by the leader for an upload or a seal: never both at a time
 	failures chan error
 	fetches  segmentFetcher
-	lastD    atomic.Uint64 // Raft index of the newest checkpoint: the log before it goes with the next
+	serving  atomic.Int32  // segments being sent to other nodes
+	lastD    atomic.Uint64 // Raft index of the newest checkpoint
+	ages     logAges       // of the Raft log
 
 	// Moments of the monotonic clock; nil = that is not so. See age.
 	lostAt        atomic.Pointer[time.Time] // since when no leader is known
@@ -147,6 +151,7 @@ type nodeOptions struct {
 	alter       func(command []byte) []byte // what this node applies in place of a command
 	logDisk     logDisk
 	logFileSize int64
+	logLimits   logLimits                         // zero = defaultLogLimits
 	treeFault   func(size uint64, root hash) hash // what this node takes for the root
 }
 
@@ -216,7 +221,8 @@ func openNode(o nodeOptions) (_ *node, err error) {
 		return nil, err
 	}
 	n.transport = newRaftTransport(n.port, transportOptions{
-		stalled: func() bool { return n.log.stalled(time.Second) },
+		stalled: n.stalled,
+		waits:   n.waitsFor,
 		sendsTo: n.sendsTo,
 		timeout: 10 * time.Second,
 		logger:  o.logger,
@@ -352,7 +358,7 @@ func (n *node) startRaft() error {
 	}
 	notify := make(chan bool, 16)
 	conf.NotifyCh = notify
-	r, err := raft.NewRaft(conf, f, n.log, n.stable, snaps, n.transport)
+	r, err := raft.NewRaft(conf, f, n.log, raftStable{n.stable, n.fail}, snaps, n.transport)
 	if err != nil {
 		return err
 	}

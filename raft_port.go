@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -274,6 +275,9 @@ func (c *peerConn) Close() error {
 	})
 	return nil
 }
+
+// ReadFrom lets the kernel send a file, where it can.
+func (c *peerConn) ReadFrom(r io.Reader) (int64, error) { return io.Copy(c.Conn, r) }
 
 // closeConns closes the connections that match.
 func (p *internalPort) closeConns(match func(*peerConn) bool) {

@@ -44,7 +44,7 @@ const (
 
 	streamHead     = 9
 	streamMax      = 16 << 20
-	streamDeadline = 10 * time.Second // for one write
+	streamDeadline = 5 * time.Second // for one write, or for what was written to be received
 )
 
 // streamFrame is one question or answer.

@@ -137,6 +137,9 @@ func openStore(o storeOptions) (*store, error) {
 	if err == nil {
 		err = s.openTree(state)
 	}
+	if err == nil {
+		err = s.sweep()
+	}
 	if err != nil {
 		ledger.close()
 		return nil, err
@@ -179,7 +182,11 @@ func (s *store) recover(state *durableState) error {
 // openSegment opens the file of a sealed segment and checks that it is the one
 // the manifest means.
 func (s *store) openSegment(info segmentInfo) (*segmentFile, error) {
-	path := s.segmentPath(info)
+	return s.openSegmentAt(s.segmentPath(info), info)
+}
+
+// openSegmentAt is openSegment of a file under another name.
+func (s *store) openSegmentAt(path string, info segmentInfo) (*segmentFile, error) {
 	f, err := openSegmentFile(path)
 	if err != nil {
 		return nil, err

@@ -10,7 +10,7 @@ told by the last of those moments.
 
 import base64
 import collections
-import hashlib
+import copy
 import itertools
 import json
 import multiprocessing
@@ -22,13 +22,13 @@ import statistics
 import sys
 import tempfile
 import time
-import unittest
+import traceback
 
 import crash_images
 import crash_trace
 import helpers
 from crash_images import KINDS, Disk
-from crash_workloads import WORKLOADS, Promise, Run
+from crash_workloads import WORKLOADS, Run, go_on
 from helpers import LONG, Node, Scenario, cli, free_port, raw_path, sha256, wait_for
 from truth import entries
 from verify_ledger import root_of
@@ -153,7 +153,7 @@ def require(condition, message):
 
 def moments(trace):
     """The states of the disk that differ, each with the step that led there and all that was promised before the next."""
-    disk, promise, last = Disk(trace), Promise(), None
+    disk, promise, last = Disk(trace), copy.deepcopy(trace.promise), None
     for what, thing in trace.events:
         if what == "sent":
             promise.hear(thing)
@@ -195,12 +195,17 @@ def images(trace, plan, seed):
 
 def record(workload, seed, folder):
     """Run the workload under strace; the trace and what it must leave."""
-    run = Run(folder, seed)
-    WORKLOADS[workload](run)
+    if workload == "twice":
+        return record_twice(random.Random(seed), folder)
+    return finish(run := Run(folder, seed), crash_trace.Trace(run.root), WORKLOADS[workload])
+
+
+def finish(run, trace, workload):
+    """Run the workload; the trace, with all lives of the node in it, and what it must leave."""
+    workload(run)
     expected = Expected(run)
     run.end(run.node.stop)
     run.node.client.forget()
-    trace = crash_trace.Trace(run.root)
     for out in run.traces:
         trace.add(out)
         os.remove(out)
@@ -208,6 +213,21 @@ def record(workload, seed, folder):
     require(promise.least == len(expected.ledger), f"{promise.least} acknowledgements were traced, {len(expected.ledger)} entries are there")
     expected.vkeys = promise.vkeys
     return trace, expected
+
+
+def record_twice(rng, folder):
+    """The trace of a start after a power cut, so that the power can go again in the middle of it."""
+    run = Run(os.path.join(folder, "first"), rng.random())
+    trace, _ = finish(run, crash_trace.Trace(run.root), WORKLOADS[rng.choice(("small", "conditions", "restarts", "large"))])
+    number = rng.randrange(sum(1 for _ in moments(trace)))
+    disk, promise, _ = next(itertools.islice(moments(trace), number, None))
+    image = KINDS[rng.choice(("subset", "torn", "prefix", "one file"))](disk, rng)
+    after = Run(os.path.join(folder, "second"), rng.random())
+    after.follow(run)
+    crash_images.write(image, run.root, after.root)
+    trace = crash_trace.Trace(after.root, {after.root + path.removeprefix(run.root): data for path, data in image.items()})
+    trace.promise = promise
+    return finish(after, trace, go_on)
 
 
 class Result:
@@ -256,7 +276,14 @@ def job(workload, seed, wanted):
 
 
 def in_child(task):
-    return job(*task)
+    """job in a process of its own; what fails before there are images is a failure of the workload."""
+    try:
+        return job(*task)
+    except Exception:
+        result = Result(*task[:2])
+        result.failures.append(f"{task}: {traceback.format_exc()}")
+        helpers.close_all()
+        return result
 
 
 class CrashImages(Scenario):
@@ -267,7 +294,7 @@ class CrashImages(Scenario):
 
     def test_every_boundary(self):
         print(f"SCRIBE_SEED={SEED}", end=" ", flush=True)
-        wanted = os.environ.get("SCRIBE_WORKLOADS", ",".join(WORKLOADS)).split(",")
+        wanted = os.environ.get("SCRIBE_WORKLOADS", ",".join((*WORKLOADS, "twice"))).split(",")
         results, total = [], 0
         share = -(-IMAGES // len(wanted)) if not LONG else 1 << 30
         with multiprocessing.get_context("fork").Pool(JOBS, maxtasksperchild=1) as pool:
@@ -286,8 +313,10 @@ class CrashImages(Scenario):
 def report(results):
     """Print what was started, by workload and kind."""
     print(f"\n{'workload':12}{'moments':>9}{'images':>8}  " + "".join(f"{kind:>10}" for kind in KINDS) + f"{'ms/image':>10}{'start p50':>10}{'max':>7}")
-    for name in WORKLOADS:
+    for name in (*WORKLOADS, "twice"):
         found = [result for result in results if result.workload == name]
+        if not found:
+            continue
         times = [t for result in found for t in result.times] or [0]
         kinds = sum((result.kinds for result in found), collections.Counter())
         spent = sum(result.took - result.recorded for result in found)
