@@ -255,7 +255,7 @@ func TestFetchWithoutRoom(t *testing.T) {
 	var full atomic.Bool
 	var writes atomic.Int32
 	p.store.o.fault = func(step string) error {
-		if step == "before write part" && writes.Add(1) > 3 && full.Load() {
+		if step == "before write part" && writes.Add(1) > 1 && full.Load() {
 			return &os.PathError{Op: "write", Path: "x", Err: syscall.ENOSPC}
 		}
 		return nil
