@@ -41,6 +41,7 @@ type nodeStatus struct {
 	archive   string
 	storage   string // "ok", or what is damaged on this node's disk
 	signing   string // "ok", or why this node signs no tree head
+	segments  string // "", or what is missing and comes from other nodes
 }
 
 const (
@@ -268,7 +269,7 @@ func (n *node) status() nodeStatus {
 	s := nodeStatus{
 		clusterID: self.ClusterID, name: self.ClusterName, nodeID: self.NodeID, role: "forming", contact: -1,
 		size: n.store.size(), manifest: n.store.currentManifest(), diskFull: n.diskFull.Load(), noRoom: n.leaderFull(),
-		storage: n.store.storageState(), signing: "ok",
+		storage: n.store.storageState(), signing: "ok", segments: n.fetches.state(),
 	}
 	if err := n.refused(); err != nil {
 		s.signing = err.Error()
