@@ -43,6 +43,7 @@ type nodeStatus struct {
 	archive   string
 	storage   string // "ok", or what is damaged on this node's disk
 	signing   string // "ok", or why this node signs no tree head
+	segments  string // "", or what is missing and comes from other nodes
 }
 
 const (
@@ -271,7 +272,7 @@ func (n *node) status() nodeStatus {
 	s := nodeStatus{
 		clusterID: self.ClusterID, name: self.ClusterName, nodeID: self.NodeID, role: "forming", contact: -1,
 		size: n.store.size(), manifest: n.store.currentManifest(), diskFull: n.diskFull.Load(), noRoom: n.leaderFull(),
-		diskHangs: n.log.stalled(hangsAfter), storage: n.store.storageState(), signing: "ok",
+		diskHangs: n.log.stalled(hangsAfter), storage: n.store.storageState(), signing: "ok", segments: n.fetches.state(),
 	}
 	if err := n.refused(); err != nil {
 		s.signing = err.Error()
