@@ -106,7 +106,7 @@ func testOptions(t testing.TB, id uint64) nodeOptions {
 		segmentSize: 1 << 20, maxValueSize: 8 << 20, sealAfter: time.Hour,
 		electionMin: 250 * time.Millisecond, electionMax: 750 * time.Millisecond, heartbeat: 50 * time.Millisecond,
 		writeTimeout: 10 * time.Second, readTimeout: 5 * time.Second,
-		logger: testLogger(t), now: time.Now, logFileSize: 1 << 20,
+		logger: testLogger(t), now: time.Now, logFileSize: 1 << 20, logLimits: logLimits{bytes: 1},
 	}
 }
 

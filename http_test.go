@@ -292,7 +292,7 @@ func TestReserved(t *testing.T) {
 	}
 	s.check([]apiRow{
 		{method: "PUT", target: "/health", status: 400, code: "reserved_key", in: "/kv/health"},
-		{method: "POST", target: "/cluster/join", body: "{}", status: 404, code: "not_found"},
+		{method: "POST", target: "/cluster/join", body: "{}", status: 400, code: "malformed"},
 		{method: "POST", target: "/a", status: 405, code: "method_not_allowed", want: []string{"Allow: DELETE, GET, HEAD, PUT"}},
 		{method: "OPTIONS", target: "/a", status: 405, code: "method_not_allowed", want: []string{"Allow: DELETE, GET, HEAD, PUT"}},
 		{method: "BREW", target: "/kv/a", status: 405, code: "method_not_allowed", want: []string{"Allow: DELETE, GET, HEAD, PUT"}},

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"errors"
@@ -34,7 +35,8 @@ import (
 //	raft_checkpoint.go signed tree heads; raft_cosign.go what other nodes say of them
 //	raft_slow.go       a slow disk
 //	raft_space.go      what happens before the disk is full
-//	raft_snapshot.go   snapshots and the segments they name
+//	raft_snapshot.go   snapshots; raft_fetch.go the segments they name
+//	raft_compact.go    which part of the Raft log is kept
 //	raft_witness.go    the witnesses that cosign checkpoints
 //	raft_peers.go      what the nodes know of each other
 //	raft_member.go     joining, leaving and voting; raft_move.go what a member
@@ -65,7 +67,7 @@ type node struct {
 	cancel    context.CancelFunc
 	done      sync.WaitGroup
 
-	forming   sync.Mutex // held while the cluster forms: for changes of node.json and the start of Raft
+	forming   longMutex // held while the cluster forms: for changes of node.json and the start of Raft
 	self      atomic.Pointer[nodeFile]
 	raft      atomic.Pointer[raft.Raft] // nil until the cluster is formed
 	fsm       atomic.Pointer[fsm]
@@ -80,10 +82,12 @@ type node struct {
 
 	sealNow  chan struct{} // look at once whether there is something to seal
 	oldest   *pendingAge   // only sealLoop
-	uploads  sync.Mutex    // held by the leader for an upload or a seal: never both at a time
+	uploads  longMutex     // held by the leader for an upload or a seal: never both at a time
 	failures chan error
 	fetches  segmentFetcher
-	lastD    atomic.Uint64 // Raft index of the newest checkpoint: the log before it goes with the next
+	serving  atomic.Int32  // segments being sent to other nodes
+	lastD    atomic.Uint64 // Raft index of the newest checkpoint
+	ages     logAges       // of the Raft log
 
 	// Moments of the monotonic clock; nil = that is not so. See age.
 	lostAt        atomic.Pointer[time.Time] // since when no leader is known
@@ -91,7 +95,7 @@ type node struct {
 	ledSince      atomic.Pointer[time.Time] // since when this node leads
 
 	changing changeSignal // leadership or the leader changed
-	changes  sync.Mutex   // held by the leader for a change of the membership: one at a time
+	changes  longMutex    // held by the leader for a change of the membership: one at a time
 }
 
 // nodeOptions is what a node needs to know; sizes are bytes.
@@ -135,13 +139,17 @@ type nodeOptions struct {
 	metrics *metrics
 	now     func() time.Time
 
-	// For tests: how connections are made, and what breaks on disk.
+	// For tests: how connections are made, how soon Raft tells what is committed
+	// (0 = commitTimeout), and what breaks on disk.
 	dial        func(ctx context.Context, addr string) (net.Conn, error)
+	listen      func(addr string) (net.Listener, error)
+	commitAfter time.Duration
 	space       func(dir string) (diskSpace, error) // nil: as the file system says
 	storeFault  func(step string) error
 	alter       func(command []byte) []byte // what this node applies in place of a command
 	logDisk     logDisk
 	logFileSize int64
+	logLimits   logLimits                         // zero = defaultLogLimits
 	treeFault   func(size uint64, root hash) hash // what this node takes for the root
 }
 
@@ -152,12 +160,14 @@ const (
 	lockName = "LOCK"
 	raftDir  = "raft"
 	stableDB = "stable.db"
+
+	commitTimeout = 20 * time.Millisecond // after which idle followers learn what is committed
 )
 
 // openNode starts the node in o.dataDir. It returns once the node answers its
 // peers; the cluster may still have to form.
 func openNode(o nodeOptions) (_ *node, err error) {
-	if err := os.MkdirAll(o.dataDir, 0o700); err != nil {
+	if err := makeDir(o.dataDir); err != nil {
 		return nil, err
 	}
 	if o.metrics == nil {
@@ -185,6 +195,9 @@ func openNode(o nodeOptions) (_ *node, err error) {
 	if n.lock, err = lockDir(o.dataDir); err != nil {
 		return nil, err
 	}
+	if err := removeTmp(o.dataDir); err != nil { // of node.json and the like
+		return nil, err
+	}
 	if err := refuseDiverged(o.dataDir); err != nil {
 		return nil, err
 	}
@@ -200,7 +213,7 @@ func openNode(o nodeOptions) (_ *node, err error) {
 		return nil, err
 	}
 	n.port, err = listenInternal(o.raftListen, portOptions{
-		identity: n.identity, secret: o.secret, advertise: o.raftAddr, logger: o.logger, dial: o.dial,
+		identity: n.identity, secret: o.secret, advertise: o.raftAddr, logger: o.logger, dial: o.dial, listen: o.listen,
 	})
 	if err != nil {
 		return nil, err
@@ -208,7 +221,7 @@ func openNode(o nodeOptions) (_ *node, err error) {
 	n.transport = newRaftTransport(n.port, transportOptions{
 		stalled: n.stalled,
 		waits:   n.waitsFor,
-		leads:   n.leads,
+		sendsTo: n.sendsTo,
 		timeout: 10 * time.Second,
 		logger:  o.logger,
 	})
@@ -343,7 +356,7 @@ func (n *node) startRaft() error {
 	}
 	notify := make(chan bool, 16)
 	conf.NotifyCh = notify
-	r, err := raft.NewRaft(conf, f, n.log, n.stable, snaps, n.transport)
+	r, err := raft.NewRaft(conf, f, n.log, raftStable{n.stable, n.fail}, snaps, n.transport)
 	if err != nil {
 		return err
 	}
@@ -384,7 +397,7 @@ func (n *node) raftConfig(self *nodeFile) *raft.Config {
 	c.HeartbeatTimeout = n.silence()
 	c.ElectionTimeout = n.silence()
 	c.LeaderLeaseTimeout = n.silence()
-	c.CommitTimeout = 20 * time.Millisecond // after which idle followers learn what is committed
+	c.CommitTimeout = cmp.Or(n.o.commitAfter, commitTimeout)
 	c.MaxAppendEntries = 16
 	c.BatchApplyCh = true
 	c.SnapshotInterval = 24 * time.Hour
@@ -475,9 +488,10 @@ func (n *node) observeLeader(r *raft.Raft) {
 		case <-ch:
 			n.leaderless()
 			n.changing.fire()
-			time.AfterFunc(n.silence(), func() {
-				if addr, _ := n.leaderServer(); addr != "" {
-					n.streams.leavePacks(string(addr))
+			addr, _ := n.leaderServer()
+			time.AfterFunc(n.grace(string(addr)), func() {
+				if now, _ := n.leaderServer(); now == addr {
+					n.streams.leave(string(addr))
 				}
 			})
 		}
@@ -515,18 +529,28 @@ func (n *node) leads() bool {
 // errReplaced is why the context of whileLeads ended.
 var errReplaced = errors.New("the leader that was asked was replaced and does not answer")
 
-// whileLeads returns a context that ends a moment after this node hears that
-// another one leads than that at addr, which was asked something. A leader that
-// is alive answers when it loses its office; one that hangs does not, and its
-// connections stay open: who waits for it would not turn to the new one.
+// grace is how long a former leader may still answer what it was asked, when the
+// one at addr leads now, "" = nobody.
+func (n *node) grace(addr string) time.Duration {
+	if addr == "" {
+		return n.patience() // it may be heard again
+	}
+	return n.silence()
+}
+
+// whileLeads returns a context that ends some time after this node hears that
+// not the one at addr leads any more, which was asked something. A leader that
+// is alive answers when it loses its office; one that hangs or is cut off does
+// not, and its connections stay open: who waits for it would not turn to the
+// new one.
 func (n *node) whileLeads(ctx context.Context, addr string) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	go func() {
 		for ctx.Err() == nil {
 			changed := n.changing.next()
 			var late <-chan time.Time
-			if now, _ := n.leaderServer(); now != "" && string(now) != addr {
-				late = time.After(n.silence())
+			if now, _ := n.leaderServer(); string(now) != addr {
+				late = time.After(n.grace(string(now)))
 			}
 			select {
 			case <-changed:

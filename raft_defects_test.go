@@ -687,3 +687,44 @@ func TestF8LeaderSendsCommitBeyondEntries(t *testing.T) {
 		return len(a.Entries) == 0 && a.LeaderCommitIndex > a.PrevLogEntry
 	})
 }
+
+// F9: after an answer that is no success Raft takes no further ones, and the
+// pipeline has room for two messages only: its sender waits for ever.
+func TestF9PipelineBlocksItsSender(t *testing.T) {
+	a, b := transportPair(t, transportOptions{})
+	answer(b, func(any) any { return &raft.AppendEntriesResponse{} })
+	send := func(p raft.AppendPipeline) <-chan error {
+		ended := make(chan error, 1)
+		go func() {
+			for {
+				if _, err := p.AppendEntries(&raft.AppendEntriesRequest{RPCHeader: headerOf(nodeA, a)}, new(raft.AppendEntriesResponse)); err != nil {
+					ended <- err
+					return
+				}
+			}
+		}()
+		if f := receive(t, p.Consumer(), "the answer"); f.Response().Success {
+			t.Error("the answer is a success")
+		}
+		return ended
+	}
+	id, addr := serverID(nodeB), b.LocalAddr()
+	plain, err := a.NetworkTransport.AppendEntriesPipeline(id, target(id, addr))
+	if err != nil {
+		t.Fatal(err)
+	}
+	stuck := send(plain)
+	ours, err := a.AppendEntriesPipeline(id, addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ours.Close()
+	receive(t, send(ours), "the end of our pipeline")
+	select {
+	case err := <-stuck:
+		t.Errorf("upstream fixed F9: %v", err)
+	default:
+	}
+	plain.Close()
+	receive(t, stuck, "the end of the plain pipeline")
+}

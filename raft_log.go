@@ -91,11 +91,12 @@ type logStore struct {
 
 	// writeMu is held for the whole of every change of the log, disk included,
 	// so that frames are written one after the other, each durable before the next.
-	writeMu sync.Mutex
+	writeMu longMutex
 	maker   logFileMaker
 	number  uint64 // of the next frame
 	prev    uint32 // sum of the last frame
 	end     int64  // offset of the next frame in the last of files
+	lastAt  int64  // offset of the last frame; only at start
 	buf     []byte // for encoding
 	cut     bool   // the last change removed a suffix or everything
 
@@ -106,7 +107,7 @@ type logStore struct {
 	next  uint64     // index after the newest entry
 	cache logCache
 
-	dropMu   sync.Mutex // held while old files are deleted, oldest first
+	dropMu   longMutex // held while old files are deleted, oldest first
 	closed   atomic.Bool
 	poisoned atomic.Pointer[error]
 	busy     atomic.Int64 // when the StoreLogs in flight began, after opened; 0 = none
@@ -482,6 +483,24 @@ func (l *logStore) deleteRange(min, max uint64) error {
 	}
 	l.cut = true
 	return nil
+}
+
+// back returns the oldest index from which the entries before end take at most
+// size bytes; end itself if there are none such.
+func (l *logStore) back(end uint64, size int64) uint64 {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	end = min(max(end, l.first), l.next)
+	for i := len(l.files) - 1; i >= 0 && end > l.first; i-- {
+		f := l.files[i]
+		for len(f.spans) > 0 && end > max(f.first, l.first) && end <= f.first+uint64(len(f.spans)) {
+			if size -= int64(f.spans[end-1-f.first].size); size < 0 {
+				return end
+			}
+			end--
+		}
+	}
+	return end
 }
 
 // reset empties the log, durably; the next entry may be base+1.

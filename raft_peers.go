@@ -198,6 +198,11 @@ func (n *node) voters() []raft.Server {
 	return slices.DeleteFunc(n.servers(), func(s raft.Server) bool { return s.Suffrage != raft.Voter })
 }
 
+// sendsTo tells whether this node leads and a server is a member at an address.
+func (n *node) sendsTo(id raft.ServerID, addr raft.ServerAddress) bool {
+	return n.leads() && slices.ContainsFunc(n.servers(), func(s raft.Server) bool { return s.ID == id && s.Address == addr })
+}
+
 // server returns the server of the node with the given id.
 func (n *node) server(id uint64) (raft.Server, bool) {
 	for _, s := range n.servers() {
@@ -241,11 +246,11 @@ func (n *node) describe(s raft.Server, leader raft.ServerID) memberInfo {
 	h, state := hello{}, stateDead
 	if s.ID == serverID(n.identity()) {
 		h, state = n.hello(), stateAlive
-	} else if p, ok := n.peers.get(s.ID); ok {
-		h, state = p.hello, n.shownState(s.ID, p)
 	} else {
+		p, ok := n.peers.get(s.ID)
+		h, state = p.hello, n.shownState(s.ID, p)
 		for _, f := range n.self.Load().Members { // not heard yet: what the founders wrote down
-			if f.ID == id {
+			if f.ID == id && !ok {
 				h.HTTP, h.Region = f.HTTP, f.Region
 			}
 		}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"net"
+	"os"
 	"syscall"
 	"time"
 )
@@ -9,17 +10,23 @@ import (
 // tcpUserTimeout is TCP_USER_TIMEOUT, which package syscall does not name.
 const tcpUserTimeout = 18
 
-// boundSilence ends a connection when what was sent on it is not received for so
-// long. Without it a connection whose other end went away without a word takes
-// everything for a quarter of an hour and delivers nothing.
-func boundSilence(c net.Conn, d time.Duration) {
-	tcp, ok := c.(*net.TCPConn)
+// limitUnheard ends a TCP connection when what was sent on it is not
+// acknowledged for so long.
+func limitUnheard(conn net.Conn, limit time.Duration) error {
+	tcp, ok := conn.(*net.TCPConn)
 	if !ok {
-		return
+		return nil
 	}
-	if raw, err := tcp.SyscallConn(); err == nil {
-		raw.Control(func(fd uintptr) {
-			syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, tcpUserTimeout, int(d.Milliseconds()))
-		})
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return err
 	}
+	var failed error
+	err = raw.Control(func(fd uintptr) {
+		failed = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, tcpUserTimeout, int(limit.Milliseconds()))
+	})
+	if err != nil {
+		return err
+	}
+	return os.NewSyscallError("setsockopt", failed)
 }

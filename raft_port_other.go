@@ -7,5 +7,5 @@ import (
 	"time"
 )
 
-// boundSilence does nothing: only on Linux can it be said for one connection.
-func boundSilence(net.Conn, time.Duration) {}
+// limitUnheard does nothing: keepAlive and the deadlines of requests have to do.
+func limitUnheard(net.Conn, time.Duration) error { return nil }

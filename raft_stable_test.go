@@ -215,6 +215,26 @@ func TestStablePoisoned(t *testing.T) {
 	}
 }
 
+// TestTermNotStored: a node that cannot store its term ends with the reason,
+// and without the panic that Raft has for it.
+func TestTermNotStored(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 3)
+	leader := c.leader()
+	victim := (leader + 1) % 3
+	if err := c.nodes[victim].stable.close(); err != nil { // every commit fails from now on
+		t.Fatal(err)
+	}
+	c.kill(leader)
+	if err := receive(t, c.nodes[victim].failed(), "the node ends"); !errors.Is(err, errStablePoisoned) {
+		t.Fatalf("the node ended with %v", err)
+	}
+	c.kill(victim)
+	c.start(leader)
+	c.start(victim)
+	c.leader()
+}
+
 const goldenVote = "01" + "0000000000000007" + "0000000000000006" + "06" + "6e6f64652d31" + "898c3a6e"
 
 func TestVoteRecord(t *testing.T) {

@@ -24,6 +24,8 @@ import (
 //     the others elect a leader with a working disk.
 //   - F8: a follower never hears of a commit index beyond the entries that the
 //     same message shows it to have.
+//   - F9: a pipeline is closed behind the answer after which Raft reads no other
+//     (raft_pipeline.go).
 //   - AppendEntries stay near 1 MiB; Raft bounds them by count only.
 //   - A follower that is away, or still fetches the segments of a snapshot, is
 //     tried again soon, however often it was before: Raft would wait up to 10 s
@@ -64,7 +66,7 @@ func parseServerID(id raft.ServerID) (node, incarnation uint64, err error) {
 type transportOptions struct {
 	stalled func() bool                                  // this node's own StoreLogs hangs; nil = never
 	waits   func(leader raft.ServerID, term uint64) bool // this node is writing what it got from that leader; nil = never
-	leads   func() bool                                  // this node goes on sending to followers; nil = it sends once
+	sendsTo func(raft.ServerID, raft.ServerAddress) bool // this node leads and the server is a member at the address; nil = it sends once
 	timeout time.Duration                                // of one call; 0 = raftTimeout
 	budget  int                                          // bytes of entries in one AppendEntries; 0 = appendBudget
 	logger  *slog.Logger
@@ -235,17 +237,19 @@ func (t *raftTransport) AppendEntries(id raft.ServerID, addr raft.ServerAddress,
 	if a.PrevLogEntry == 0 && len(a.Entries) == 0 { // a heartbeat: Raft's own pauses are short
 		return send()
 	}
-	return t.retry(send)
+	return t.retry(id, addr, send)
 }
 
 // retry makes a call until it has reached a follower that can take it. Raft
 // doubles its pause with each failure, those of a time when the follower was
-// down included, up to 10 s, in which a node that came back gets nothing.
-func (t *raftTransport) retry(call func() error) error {
+// down included, up to 10 s, in which a node that came back gets nothing. A
+// follower that moved or left is not waited for: Raft sends to one address at a
+// time.
+func (t *raftTransport) retry(id raft.ServerID, addr raft.ServerAddress, call func() error) error {
 	end := time.Now().Add(retryFor)
 	for pause := retryPause; ; pause = min(2*pause, retryPauseMax) {
 		err := call()
-		if err == nil || !passes(err) || t.o.leads == nil || time.Now().After(end) {
+		if err == nil || !passes(err) || t.o.sendsTo == nil || time.Now().After(end) {
 			return err
 		}
 		select {
@@ -253,7 +257,7 @@ func (t *raftTransport) retry(call func() error) error {
 		case <-t.done:
 			return err
 		}
-		if !t.o.leads() || t.o.stalled() {
+		if !t.o.sendsTo(id, addr) || t.o.stalled() {
 			return err
 		}
 	}
@@ -289,48 +293,6 @@ func boundCommit(a *raft.AppendEntriesRequest) {
 	a.LeaderCommitIndex = min(a.LeaderCommitIndex, last)
 }
 
-// AppendEntriesPipeline opens a pipeline under the same rules.
-func (t *raftTransport) AppendEntriesPipeline(id raft.ServerID, addr raft.ServerAddress) (raft.AppendPipeline, error) {
-	p, err := t.NetworkTransport.AppendEntriesPipeline(id, target(id, addr))
-	if err != nil {
-		return nil, err
-	}
-	return &raftPipeline{p, t}, nil
-}
-
-// raftPipeline is a pipeline under the transport's rules.
-type raftPipeline struct {
-	raft.AppendPipeline
-	t *raftTransport
-}
-
-// AppendEntries sends a as several messages when it is too large for one. To
-// shorten it would be correct too, but pipelineSend sends the rest only with
-// the next entry or after CommitTimeout. Raft learns what was stored from each
-// message's own future (pipelineDecode), and only those: the returned future is
-// not used. After an error it drops the pipeline and begins again behind the
-// last message that was answered.
-func (p *raftPipeline) AppendEntries(a *raft.AppendEntriesRequest, r *raft.AppendEntriesResponse) (raft.AppendFuture, error) {
-	rest := a.Entries
-	for part := *a; ; {
-		if p.t.o.stalled() {
-			return nil, errStalled
-		}
-		n := fitting(rest, p.t.o.budget)
-		part.Entries, rest = rest[:n], rest[n:]
-		boundCommit(&part)
-		message := part
-		f, err := p.AppendPipeline.AppendEntries(&message, r)
-		if err != nil || len(rest) == 0 {
-			return f, err
-		}
-		last := part.Entries[n-1]
-		part.PrevLogEntry, part.PrevLogTerm = last.Index, last.Term
-		part.LeaderCommitIndex = a.LeaderCommitIndex
-		r = new(raft.AppendEntriesResponse) // the one just used is filled in later
-	}
-}
-
 // InstallSnapshot counts as a leader's sign of life like AppendEntries. A
 // snapshot is small: the segments travel another way.
 func (t *raftTransport) InstallSnapshot(id raft.ServerID, addr raft.ServerAddress, a *raft.InstallSnapshotRequest, r *raft.InstallSnapshotResponse, data io.Reader) error {
@@ -341,7 +303,7 @@ func (t *raftTransport) InstallSnapshot(id raft.ServerID, addr raft.ServerAddres
 	if err != nil {
 		return err
 	}
-	return t.retry(func() error {
+	return t.retry(id, addr, func() error {
 		return t.NetworkTransport.InstallSnapshot(id, target(id, addr), a, r, bytes.NewReader(b))
 	})
 }

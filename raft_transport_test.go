@@ -78,7 +78,7 @@ func (p *recordedPipeline) AppendEntries(a *raft.AppendEntriesRequest, _ *raft.A
 func TestPipelineSplits(t *testing.T) {
 	stalled := false
 	inner := new(recordedPipeline)
-	p := &raftPipeline{inner, &raftTransport{o: transportOptions{stalled: func() bool { return stalled }, budget: 1000}}}
+	p := &raftPipeline{AppendPipeline: inner, t: &raftTransport{o: transportOptions{stalled: func() bool { return stalled }, budget: 1000}}}
 	logs := entriesOf(10, 500, 300, 400, 2000, 1)
 	logs[2].Term, logs[3].Term = 2, 3
 	request := func() *raft.AppendEntriesRequest {
@@ -247,7 +247,7 @@ func TestTransportRetries(t *testing.T) {
 		}
 		return new(net.Dialer).DialContext(ctx, "tcp", addr)
 	}
-	a := newRaftTransport(openPort(t, nodeA, portOptions{dial: dial}), transportOptions{leads: leads.Load, logger: portLog(t)})
+	a := newRaftTransport(openPort(t, nodeA, portOptions{dial: dial}), transportOptions{sendsTo: func(raft.ServerID, raft.ServerAddress) bool { return leads.Load() }, logger: portLog(t)})
 	b := newRaftTransport(openPort(t, nodeB, portOptions{}), transportOptions{logger: portLog(t)})
 	defer a.Close()
 	defer b.Close()
@@ -533,6 +533,7 @@ func TestRaftLogger(t *testing.T) {
 		"2026-11-22T15:28:57.160Z [INFO]  raft: i: a=1\n",
 		"2026-11-22T15:28:57.160Z [WARN]  raft: w: servers=\"2 of 3\"\n",
 		"2026-11-22T15:28:57.160Z [ERROR] raft-net: e\n",
+		"2026-11-22T15:28:57.160Z [ERROR] raft: failed to commit logs: error=\"raft log is poisoned: sync\"\n",
 		"something else\n",
 	} {
 		if n, err := l.Write([]byte(line)); n != len(line) || err != nil {
@@ -543,6 +544,7 @@ func TestRaftLogger(t *testing.T) {
 level=INFO msg="raft: i: a=1"
 level=WARN msg="raft: w: servers=\"2 of 3\""
 level=ERROR msg="raft-net: e"
+level=DEBUG msg="raft: failed to commit logs: error=\"raft log is poisoned: sync\""
 level=WARN msg="something else"
 `
 	if b.String() != want {

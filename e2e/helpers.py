@@ -58,7 +58,7 @@ def wait_for(what, condition, timeout=20.0, interval=0.02):
 def binary():
     """Path of the program under test; builds it on the first call."""
     if "SCRIBE_BIN" not in os.environ:
-        cache = os.path.join(tempfile.gettempdir(), f"scribe-e2e-{os.getuid()}")
+        cache = os.path.join(tempfile.gettempdir(), f"scribe-e2e-{os.getuid()}-{sha256(ROOT.encode())[:8]}")  # one for each tree
         os.makedirs(cache, exist_ok=True)
         fresh = os.path.join(cache, f"scribe-ledger.{os.getpid()}")
         subprocess.run(["go", "build", "-trimpath", "-o", fresh, "."], cwd=ROOT, check=True)
