@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"errors"
@@ -62,7 +63,7 @@ type node struct {
 	cancel    context.CancelFunc
 	done      sync.WaitGroup
 
-	forming   sync.Mutex // held while the cluster forms: for changes of node.json and the start of Raft
+	forming   longMutex // held while the cluster forms: for changes of node.json and the start of Raft
 	self      atomic.Pointer[nodeFile]
 	raft      atomic.Pointer[raft.Raft] // nil until the cluster is formed
 	fsm       atomic.Pointer[fsm]
@@ -76,7 +77,7 @@ type node struct {
 	ending  raftEnd
 
 	sealNow  chan struct{} // look at once whether there is something to seal
-	uploads  sync.Mutex    // held by the leader for an upload or a seal: never both at a time
+	uploads  longMutex     // held by the leader for an upload or a seal: never both at a time
 	failures chan error
 	fetches  segmentFetcher
 	lostAt   atomic.Int64  // Unix ms since when no leader is known, 0 = one is
@@ -86,7 +87,7 @@ type node struct {
 	transferStuck atomic.Int64
 	changing      changeSignal // leadership or the leader changed
 
-	changes  sync.Mutex   // held by the leader for a change of the membership: one at a time
+	changes  longMutex    // held by the leader for a change of the membership: one at a time
 	ledSince atomic.Int64 // Unix ms since when this node leads, if it does
 }
 
@@ -131,8 +132,11 @@ type nodeOptions struct {
 	metrics *metrics
 	now     func() time.Time
 
-	// For tests: how connections are made, and what breaks on disk.
+	// For tests: how connections are made, how soon Raft tells what is committed
+	// (0 = commitTimeout), and what breaks on disk.
 	dial        func(ctx context.Context, addr string) (net.Conn, error)
+	listen      func(addr string) (net.Listener, error)
+	commitAfter time.Duration
 	storeFault  func(step string) error
 	alter       func(command []byte) []byte // what this node applies in place of a command
 	logDisk     logDisk
@@ -148,6 +152,8 @@ const (
 	raftDir   = "raft"
 	stableDB  = "stable.db"
 	diskEvery = time.Second
+
+	commitTimeout = 20 * time.Millisecond // after which idle followers learn what is committed
 )
 
 // openNode starts the node in o.dataDir. It returns once the node answers its
@@ -193,7 +199,7 @@ func openNode(o nodeOptions) (_ *node, err error) {
 		return nil, err
 	}
 	n.port, err = listenInternal(o.raftListen, portOptions{
-		identity: n.identity, secret: o.secret, advertise: o.raftAddr, logger: o.logger, dial: o.dial,
+		identity: n.identity, secret: o.secret, advertise: o.raftAddr, logger: o.logger, dial: o.dial, listen: o.listen,
 	})
 	if err != nil {
 		return nil, err
@@ -376,7 +382,7 @@ func (n *node) raftConfig(self *nodeFile) *raft.Config {
 	c.HeartbeatTimeout = n.silence()
 	c.ElectionTimeout = n.silence()
 	c.LeaderLeaseTimeout = n.silence()
-	c.CommitTimeout = 20 * time.Millisecond // after which idle followers learn what is committed
+	c.CommitTimeout = cmp.Or(n.o.commitAfter, commitTimeout)
 	c.MaxAppendEntries = 16
 	c.BatchApplyCh = true
 	c.SnapshotInterval = 24 * time.Hour

@@ -91,7 +91,7 @@ type logStore struct {
 
 	// writeMu is held for the whole of every change of the log, disk included,
 	// so that frames are written one after the other, each durable before the next.
-	writeMu sync.Mutex
+	writeMu longMutex
 	maker   logFileMaker
 	number  uint64 // of the next frame
 	prev    uint32 // sum of the last frame
@@ -106,7 +106,7 @@ type logStore struct {
 	next  uint64     // index after the newest entry
 	cache logCache
 
-	dropMu   sync.Mutex // held while old files are deleted, oldest first
+	dropMu   longMutex // held while old files are deleted, oldest first
 	closed   atomic.Bool
 	poisoned atomic.Pointer[error]
 	busy     atomic.Int64 // when the StoreLogs in flight began, after opened; 0 = none

@@ -74,7 +74,7 @@ func (f *flight) answer(from int32, results []result, err error) bool {
 // packer gathers requests into packs. Its zero value with n set is ready.
 type packer struct {
 	n     *node
-	large sync.Mutex // held while a request that needs parts is encoded and sent
+	large longMutex // held while a request that needs parts is encoded and sent
 
 	mu      sync.Mutex
 	queue   []waiting // not in a pack yet

@@ -40,6 +40,7 @@ type portOptions struct {
 	logger    *slog.Logger
 
 	dial      func(ctx context.Context, addr string) (net.Conn, error) // how tests cut links; nil = TCP
+	listen    func(addr string) (net.Listener, error)                  // the same; nil = TCP
 	timeout   time.Duration                                            // 0 = preambleTimeout
 	strangers int                                                      // 0 = maxStrangers
 }
@@ -63,7 +64,10 @@ type internalPort struct {
 
 // listenInternal opens the internal port at addr and admits peers from now on.
 func listenInternal(addr string, o portOptions) (*internalPort, error) {
-	l, err := net.Listen("tcp", addr)
+	if o.listen == nil {
+		o.listen = func(addr string) (net.Listener, error) { return net.Listen("tcp", addr) }
+	}
+	l, err := o.listen(addr)
 	if err != nil {
 		return nil, fmt.Errorf("opening the internal port: %w", err)
 	}

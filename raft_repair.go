@@ -49,7 +49,7 @@ func repairNode(ctx context.Context, o nodeOptions) (string, error) {
 	}
 	n.self.Store(self)
 	n.port, err = listenInternal(o.raftListen, portOptions{
-		identity: n.identity, secret: o.secret, advertise: o.raftAddr, logger: o.logger, dial: o.dial,
+		identity: n.identity, secret: o.secret, advertise: o.raftAddr, logger: o.logger, dial: o.dial, listen: o.listen,
 	})
 	if err != nil {
 		return "", err
