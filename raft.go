@@ -159,7 +159,7 @@ const (
 // openNode starts the node in o.dataDir. It returns once the node answers its
 // peers; the cluster may still have to form.
 func openNode(o nodeOptions) (_ *node, err error) {
-	if err := os.MkdirAll(o.dataDir, 0o700); err != nil {
+	if err := makeDir(o.dataDir); err != nil {
 		return nil, err
 	}
 	if o.metrics == nil {
@@ -182,6 +182,9 @@ func openNode(o nodeOptions) (_ *node, err error) {
 		}
 	}()
 	if n.lock, err = lockDir(o.dataDir); err != nil {
+		return nil, err
+	}
+	if err := removeTmp(o.dataDir); err != nil { // of node.json and the like
 		return nil, err
 	}
 	if err := refuseDiverged(o.dataDir); err != nil {

@@ -585,6 +585,25 @@ func TestBootstrapCrash(t *testing.T) {
 	c.put(0, "a", "1")
 }
 
+// TestLeftoverIdentity: what a crash left half-written beside node.json and
+// node.key is removed at the next start.
+func TestLeftoverIdentity(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 1)
+	c.kill(0)
+	dir := c.nodes[0].o.dataDir
+	for _, name := range []string{nodeFileName, nodeKeyName, signedName} {
+		if err := os.WriteFile(filepath.Join(dir, name+".123"+tmpSuffix), []byte("half"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.start(0)
+	c.leader()
+	if left, _ := filepath.Glob(filepath.Join(dir, "*"+tmpSuffix)); len(left) > 0 {
+		t.Errorf("left %v", left)
+	}
+}
+
 // A file of a cluster that has formed is not a pledge: node.json keeps what it said.
 func TestIdentitySurvives(t *testing.T) {
 	t.Parallel()
