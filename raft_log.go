@@ -96,6 +96,7 @@ type logStore struct {
 	number  uint64 // of the next frame
 	prev    uint32 // sum of the last frame
 	end     int64  // offset of the next frame in the last of files
+	lastAt  int64  // offset of the last frame; only at start
 	buf     []byte // for encoding
 	cut     bool   // the last change removed a suffix or everything
 

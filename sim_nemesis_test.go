@@ -295,12 +295,15 @@ func (m *nemesis) member(kind string, n *simNode) {
 		m.ask(n, kind, func(ctx context.Context, up *node) error { return up.transfer(ctx, n.o.id) })
 		return
 	}
+	if slices.ContainsFunc(m.c.nodes, func(o *simNode) bool { return o.damaged.Load() }) {
+		return // one that stays may have to go
+	}
 	through := m.c.nodes[m.rng.IntN(len(m.c.nodes))]
 	m.during(kind, "member", m.some(time.Minute), func() {
 		m.ask(through, "", func(ctx context.Context, up *node) error {
 			return up.changeMember(ctx, &memberChange{Leave: true, ID: n.o.id})
 		})
-	}, func() {})
+	}, m.takeBack)
 }
 
 // ask has a node do something, beside everything else.
