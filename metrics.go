@@ -45,6 +45,10 @@ type metrics struct {
 	store struct {
 		corrupt counter `help:"Reads that found damaged bytes."`
 	}
+	disk struct {
+		free gauge `help:"Bytes free for this node's data directory."`
+		full gauge `help:"1 while there is less than the reserve."`
+	}
 	scrub struct {
 		bytes    counter `help:"Bytes that the scrub has read."`
 		passes   counter `help:"Passes of the scrub over everything on disk."`

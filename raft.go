@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"net/http"
 	"os"
@@ -32,6 +33,7 @@ import (
 //	raft_diverge.go    whether all nodes have the same; raft_repair.go what then
 //	raft_key.go        the ledger's key and this node's own
 //	raft_checkpoint.go signed tree heads; raft_cosign.go what other nodes say of them
+//	raft_space.go      what happens before the disk is full
 //	raft_snapshot.go   snapshots and the segments they name
 //	raft_witness.go    the witnesses that cosign checkpoints
 //	raft_peers.go      what the nodes know of each other
@@ -77,18 +79,19 @@ type node struct {
 	ending  raftEnd
 
 	sealNow  chan struct{} // look at once whether there is something to seal
+	oldest   *pendingAge   // only sealLoop
 	uploads  longMutex     // held by the leader for an upload or a seal: never both at a time
 	failures chan error
 	fetches  segmentFetcher
-	lostAt   atomic.Int64  // Unix ms since when no leader is known, 0 = one is
 	lastD    atomic.Uint64 // Raft index of the newest checkpoint: the log before it goes with the next
 
-	// Unix ms at which Raft began to refuse entries for a leadership transfer, 0 = it does not.
-	transferStuck atomic.Int64
-	changing      changeSignal // leadership or the leader changed
+	// Moments of the monotonic clock; nil = that is not so. See age.
+	lostAt        atomic.Pointer[time.Time] // since when no leader is known
+	transferStuck atomic.Pointer[time.Time] // since when Raft refuses entries for a leadership transfer
+	ledSince      atomic.Pointer[time.Time] // since when this node leads
 
+	changing changeSignal // leadership or the leader changed
 	changes  longMutex    // held by the leader for a change of the membership: one at a time
-	ledSince atomic.Int64 // Unix ms since when this node leads, if it does
 }
 
 // nodeOptions is what a node needs to know; sizes are bytes.
@@ -137,6 +140,7 @@ type nodeOptions struct {
 	dial        func(ctx context.Context, addr string) (net.Conn, error)
 	listen      func(addr string) (net.Listener, error)
 	commitAfter time.Duration
+	space       func(dir string) (diskSpace, error) // nil: as the file system says
 	storeFault  func(step string) error
 	alter       func(command []byte) []byte // what this node applies in place of a command
 	logDisk     logDisk
@@ -148,10 +152,9 @@ type nodeOptions struct {
 var errRestart = errors.New("node must be opened again")
 
 const (
-	lockName  = "LOCK"
-	raftDir   = "raft"
-	stableDB  = "stable.db"
-	diskEvery = time.Second
+	lockName = "LOCK"
+	raftDir  = "raft"
+	stableDB = "stable.db"
 
 	commitTimeout = 20 * time.Millisecond // after which idle followers learn what is committed
 )
@@ -168,6 +171,9 @@ func openNode(o nodeOptions) (_ *node, err error) {
 	n := &node{o: o, sealNow: make(chan struct{}, 1), failures: make(chan error, 1)}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	n.checks.wake = make(chan struct{}, 1)
+	if n.o.space == nil {
+		n.o.space = statSpace
+	}
 	if n.o.checkEvery == 0 {
 		n.o.checkEvery = checkEvery
 	}
@@ -226,7 +232,7 @@ func openNode(o nodeOptions) (_ *node, err error) {
 	n.port.serveHTTP(n.internalRoutes())
 	questions := n.port.listen(kindStream)
 	n.done.Go(func() { n.streamLoop(questions) })
-	n.done.Go(n.diskLoop)
+	n.done.Go(n.spaceLoop)
 	n.done.Go(n.peerLoop)
 	if !self.formed() {
 		n.done.Go(n.formLoop)
@@ -435,9 +441,9 @@ func (n *node) becomeReady(r *raft.Raft) {
 			n.pause(10 * time.Millisecond)
 			continue
 		}
-		n.transferStuck.Store(0)
+		n.transferStuck.Store(nil)
 		if r.State() == raft.Leader && r.CurrentTerm() == term {
-			n.ledSince.Store(n.o.now().UnixMilli())
+			n.ledSince.Store(new(time.Now()))
 			n.readyTerm.Store(term)
 			n.o.logger.Info("leading", "term", term, "ledger_size", n.store.size())
 			n.changing.fire()
@@ -488,14 +494,23 @@ func (n *node) observeLeader(r *raft.Raft) {
 // leaderless returns for how long this node has known no leader.
 func (n *node) leaderless() time.Duration {
 	if addr, _ := n.leaderServer(); addr != "" {
-		n.lostAt.Store(0)
+		n.lostAt.Store(nil)
 		return 0
 	}
-	now := n.o.now().UnixMilli()
-	if n.lostAt.CompareAndSwap(0, now) {
-		return 0
+	if since := n.lostAt.Load(); since != nil {
+		return time.Since(*since)
 	}
-	return time.Duration(now-n.lostAt.Load()) * time.Millisecond
+	n.lostAt.CompareAndSwap(nil, new(time.Now()))
+	return 0
+}
+
+// age is the time since a moment, by the monotonic clock, which no change of the
+// wall clock moves; without a moment it is longer than anything.
+func age(moment *atomic.Pointer[time.Time]) time.Duration {
+	if t := moment.Load(); t != nil {
+		return time.Since(*t)
+	}
+	return math.MaxInt64
 }
 
 // leads tells whether this node is the leader as far as it knows.
@@ -557,53 +572,6 @@ func (n *node) fail(err error) {
 // opened again.
 func (n *node) failed() <-chan error { return n.failures }
 
-// diskLoop watches the space left on the disk. Below the high-water mark
-// writes are refused and leadership goes elsewhere; reads go on.
-func (n *node) diskLoop() {
-	for n.ctx.Err() == nil {
-		full, err := diskIsFull(n.o.dataDir)
-		if err != nil {
-			n.o.logger.Warn("reading the free space of the disk", "error", err)
-		} else if n.diskFull.Swap(full) != full {
-			n.o.logger.Warn("disk high-water mark", "above", full)
-		}
-		if full && n.leads() {
-			n.leaveForRoom()
-		}
-		n.pause(diskEvery)
-	}
-}
-
-// leaveForRoom hands leadership to a voter that has room on its disk, if there
-// is one.
-func (n *node) leaveForRoom() {
-	for _, s := range n.voters() {
-		p, ok := n.peers.get(s.ID)
-		if !ok || p.DiskFull || p.state(n.o.now()) != stateAlive {
-			continue
-		}
-		ctx, cancel := context.WithTimeout(n.ctx, 5*time.Second)
-		err := n.transfer(ctx, p.ID)
-		cancel()
-		if err == nil {
-			n.o.logger.Warn("leadership handed over for want of disk space", "to", p.ID)
-			return
-		}
-		n.o.logger.Warn("handing over leadership for want of disk space", "to", p.ID, "error", err)
-	}
-}
-
-// diskIsFull tells whether less than 5 % of the disk is free, at least 16 MiB
-// and at most 1 GiB.
-func diskIsFull(dir string) (bool, error) {
-	var st syscall.Statfs_t
-	if err := syscall.Statfs(dir, &st); err != nil {
-		return false, err
-	}
-	reserve := min(max(st.Blocks*uint64(st.Bsize)/20, 16<<20), 1<<30)
-	return st.Bavail*uint64(st.Bsize) < reserve, nil
-}
-
 // transfer hands leadership to the node with the given id, 0 = to the most
 // advanced one, and returns when it is gone. A follower passes it on.
 func (n *node) transfer(ctx context.Context, to uint64) error {
@@ -621,6 +589,9 @@ func (n *node) transfer(ctx context.Context, to uint64) error {
 	defer n.draining.Store(false)
 	if err := n.wait(r.Barrier(time.Second)); err != nil {
 		return err
+	}
+	if to == 0 {
+		to = n.roomiest()
 	}
 	done := make(chan error, 1)
 	go func() { // may stay behind for ever: raft.md F5

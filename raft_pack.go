@@ -331,7 +331,7 @@ func (n *node) proposePack(body []byte) func() ([]result, error) {
 		if err := f.Error(); err != nil {
 			return nil, n.fate(err)
 		}
-		n.transferStuck.Store(0)
+		n.transferStuck.Store(nil)
 		return n.resultsOf(f.Response())
 	}
 }
@@ -346,11 +346,11 @@ func (n *node) mayPropose() error {
 	if n.raft.Load() == nil {
 		return fmt.Errorf("%w: %w", errNotApplied, errNoLeader)
 	}
-	if n.diskFull.Load() {
-		return fmt.Errorf("%w: %w", errNotApplied, errDiskFull)
-	}
 	if n.draining.Load() {
 		return fmt.Errorf("%w: leadership is being handed over", errNotApplied)
+	}
+	if n.diskFull.Load() {
+		return fmt.Errorf("%w: %w", errNotApplied, errDiskFull)
 	}
 	return n.waitBacklog()
 }
@@ -372,7 +372,7 @@ func (n *node) apply(data []byte) (any, error) {
 	if err := n.wait(f); err != nil {
 		return nil, n.fate(err)
 	}
-	n.transferStuck.Store(0)
+	n.transferStuck.Store(nil)
 	return f.Response(), nil
 }
 
@@ -407,12 +407,9 @@ func (n *node) fate(err error) error {
 // checkTransfer restarts the node when Raft's leadership transfer has got stuck
 // for ever (raft.md F5): it then refuses every entry although it leads.
 func (n *node) checkTransfer() {
-	now := n.o.now().UnixMilli()
-	if !n.transferStuck.CompareAndSwap(0, now) {
-		since := time.Duration(now-n.transferStuck.Load()) * time.Millisecond
-		if since > 6*n.silence() {
-			n.fail(fmt.Errorf("%w: leadership transfer is stuck", errRestart))
-		}
+	first := n.transferStuck.CompareAndSwap(nil, new(time.Now()))
+	if stuck := n.transferStuck.Load(); !first && stuck != nil && time.Since(*stuck) > 6*n.silence() {
+		n.fail(fmt.Errorf("%w: leadership transfer is stuck", errRestart))
 	}
 }
 

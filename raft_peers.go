@@ -21,6 +21,7 @@ type memberInfo struct {
 	role    string // leader, follower or learner
 	state   string // alive, suspect or dead
 	applied uint64 // entries it has applied
+	full    bool   // its disk
 }
 
 // nodeStatus is what a node says of itself.
@@ -36,6 +37,7 @@ type nodeStatus struct {
 	contact   int64 // ms since the leader was heard; 0 on the leader; -1 = never
 	ready     bool  // can serve reads and writes now
 	diskFull  bool
+	noRoom    bool // the leader's disk is full: writes are refused
 	archive   string
 	storage   string // "ok", or what is damaged on this node's disk
 	signing   string // "ok", or why this node signs no tree head
@@ -74,7 +76,7 @@ func (p *peer) state(now time.Time) string {
 func (n *node) shownState(id raft.ServerID, p peer) string {
 	node, incarnation, err := parseServerID(id)
 	if n.o.peerState == nil || err != nil {
-		return p.state(n.o.now())
+		return p.state(time.Now())
 	}
 	return n.o.peerState(node, incarnation, p.heard)
 }
@@ -142,7 +144,7 @@ func (n *node) greet(ctx context.Context, s raft.Server) bool {
 		n.peers.hearsay(other)
 	}
 	h.Silent = nil
-	n.peers.put(s.ID, peer{*h, n.o.now()})
+	n.peers.put(s.ID, peer{*h, time.Now()})
 	return true
 }
 
@@ -168,7 +170,7 @@ func (h *hello) server() raft.ServerID {
 // those that have started since.
 func (n *node) silentPeers() (all []silentPeer) {
 	for _, s := range n.others() {
-		if p, ok := n.peers.get(s.ID); ok && p.state(n.o.now()) != stateAlive {
+		if p, ok := n.peers.get(s.ID); ok && p.state(time.Now()) != stateAlive {
 			all = append(all, silentPeer{string(s.ID), p.HTTP, p.Region, p.Version, p.Applied})
 		}
 	}
@@ -256,7 +258,7 @@ func (n *node) describe(s raft.Server, leader raft.ServerID) memberInfo {
 	if contact := n.lastContact(); s.ID == leader && contact >= 0 && contact < suspectAfter.Milliseconds() {
 		state = stateAlive // whatever becomes of hellos
 	}
-	m.http, m.region, m.version, m.applied, m.state = h.HTTP, h.Region, h.Version, h.Applied, state
+	m.http, m.region, m.version, m.applied, m.state, m.full = h.HTTP, h.Region, h.Version, h.Applied, state, h.DiskFull
 	return m
 }
 
@@ -265,7 +267,7 @@ func (n *node) status() nodeStatus {
 	self := n.self.Load()
 	s := nodeStatus{
 		clusterID: self.ClusterID, name: self.ClusterName, nodeID: self.NodeID, role: "forming", contact: -1,
-		size: n.store.size(), manifest: n.store.currentManifest(), diskFull: n.diskFull.Load(),
+		size: n.store.size(), manifest: n.store.currentManifest(), diskFull: n.diskFull.Load(), noRoom: n.leaderFull(),
 		storage: n.store.storageState(), signing: "ok",
 	}
 	if err := n.refused(); err != nil {
@@ -319,7 +321,7 @@ func (n *node) lastContact() int64 {
 	if t.IsZero() {
 		return -1
 	}
-	return n.o.now().Sub(t).Milliseconds()
+	return time.Since(t).Milliseconds()
 }
 
 // parallel runs f(0) to f(count-1) at the same time and waits for all.
