@@ -30,6 +30,7 @@ type simTotals struct {
 //	SCRIBE_SIM_HOURS=100 go test -run 'TestSim$' -v .       100 virtual hours, an hour a seed
 //	SCRIBE_SIM_HOURS=8760 go test -run 'TestSim$' -timeout 0 -v .   a year
 //
+// SCRIBE_SIM_EVERY is the time between two faults in seconds; clients keep pace.
 // SCRIBE_SEED with SCRIBE_SIM_HOURS is the first seed of a longer run;
 // SCRIBE_SIM_LOG is the directory for the logs of seeds that found something.
 func TestSim(t *testing.T) {
@@ -42,6 +43,9 @@ func TestSim(t *testing.T) {
 		count, faults, every = 1, time.Hour, 20*time.Second
 	default:
 		first = uint64(time.Now().UnixNano()) % 1_000_000
+	}
+	if s := envUint(t, "SCRIBE_SIM_EVERY"); s > 0 {
+		every = time.Duration(s) * time.Second
 	}
 	var totals simTotals
 	began := time.Now()
