@@ -49,6 +49,34 @@ func readLedger(path string) (state *durableState, err error) {
 	return state, err
 }
 
+// TestLedgerHalfMade: a power cut while ledger.db was made, at any sector of
+// bbolt's first write, leaves a directory that starts.
+func TestLedgerHalfMade(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, ledgerName)
+	if state, err := readLedger(path); err != nil || state.at.size != 0 {
+		t.Fatalf("a new file: %+v, %v", state, err)
+	}
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for cut := 0; cut <= len(whole); cut += 512 {
+		b := append(bytes.Clone(whole[:cut]), make([]byte, len(whole)-cut)...)
+		for _, torn := range [][]byte{b, b[:cut]} {
+			if err := errors.Join(os.Remove(path), os.WriteFile(path+tmpSuffix, torn, 0o600)); err != nil {
+				t.Fatal(err)
+			}
+			if state, err := readLedger(path); err != nil || state.at.size != 0 {
+				t.Fatalf("cut at %d of %d bytes: %+v, %v", cut, len(torn), state, err)
+			}
+			if names, _ := os.ReadDir(dir); len(names) != 1 {
+				t.Fatalf("left %v", names)
+			}
+		}
+	}
+}
+
 // TestLedgerFlipped flips bytes all over ledger.db: opening it gives an error
 // or all that was there. A byte no state depends on stays so when bbolt writes.
 func TestLedgerFlipped(t *testing.T) {

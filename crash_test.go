@@ -622,3 +622,23 @@ func TestWriteDurably(t *testing.T) {
 		t.Errorf("error is %v", err)
 	}
 }
+
+// TestMakeDir: a data directory is made with what is missing above it, and one
+// that is there stays as it is.
+func TestMakeDir(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "a", "b", "c")
+	for range 2 {
+		if err := makeDir(dir); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, "x"), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := makeDir(filepath.Join(dir, "x")); err == nil {
+		t.Error("a file passed for a directory")
+	}
+	if err := makeDir(filepath.Join(dir, "x", "y")); err == nil {
+		t.Error("a directory was made below a file")
+	}
+}

@@ -42,7 +42,7 @@ func (s *server) health(c *call) (reply, error) {
 	if st.leader != nil {
 		a.Leader = &st.leader.id
 	}
-	for name, state := range map[string]string{"archive": st.archive, "storage": st.storage, "signing": st.signing} {
+	for name, state := range map[string]string{"archive": st.archive, "storage": st.storage, "signing": st.signing, "segments": st.segments} {
 		if state != "" {
 			a.Checks[name] = state
 			if state != "ok" {
@@ -50,8 +50,15 @@ func (s *server) health(c *call) (reply, error) {
 			}
 		}
 	}
-	if st.diskFull {
-		a.Checks["disk"], a.Status, status = "full", "degraded", http.StatusServiceUnavailable
+	if st.diskHangs {
+		a.Checks["disk"] = "hangs"
+	} else if st.diskFull {
+		a.Checks["disk"] = "full"
+	} else if st.noRoom {
+		a.Checks["disk"] = "full on the leader"
+	}
+	if st.diskFull || st.noRoom {
+		a.Status, status = "degraded", http.StatusServiceUnavailable
 	}
 	if !st.ready {
 		a.Checks["raft"] = "not ready"
@@ -252,6 +259,10 @@ func (s *server) transfer(c *call) (reply, error) {
 	if members[k].role == "learner" {
 		message := "node " + strconv.FormatUint(*to.To, 10) + " does not vote and cannot lead"
 		return reply{}, &apiError{status: 409, code: "not_a_voter", message: message}
+	}
+	if members[k].full {
+		message := "the disk of node " + strconv.FormatUint(*to.To, 10) + " is full; leadership stays where it is"
+		return reply{}, &apiError{status: 507, code: "disk_full", message: message}
 	}
 	if err := s.node.transfer(s.writes.context(), *to.To); err != nil {
 		return reply{}, err

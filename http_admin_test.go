@@ -17,6 +17,10 @@ func TestHealth(t *testing.T) {
 	s.check([]apiRow{{method: "GET", target: "/health", status: 200, in: `"status":"ok"`}})
 	s.f.state.diskFull = true
 	s.check([]apiRow{{method: "GET", target: "/health", status: 503, in: `"status":"degraded"`}})
+	s.f.state.diskFull, s.f.state.noRoom = false, true
+	s.check([]apiRow{{method: "GET", target: "/health", status: 503, in: `"disk":"full on the leader"`}})
+	s.f.state.ready, s.f.state.diskHangs = false, true
+	s.check([]apiRow{{method: "GET", target: "/health", status: 503, in: `"disk":"hangs"`}})
 	s.f.state.ready, s.f.state.leader = false, nil
 	s.check([]apiRow{{method: "GET", target: "/health", status: 503, in: `"leader":null`}, live,
 		{method: "GET", target: "/cluster/leader", status: 503, code: "no_leader", want: []string{"Retry-After: 1"}},
@@ -48,6 +52,8 @@ func TestCluster(t *testing.T) {
 	})
 	s.f.list_[1].role = "learner"
 	s.check([]apiRow{{method: "POST", target: "/cluster/transfer", body: `{"to":2}`, status: 409, code: "not_a_voter", in: "node 2 does not vote and cannot lead"}})
+	s.f.list_[1].role, s.f.list_[1].full = "follower", true
+	s.check([]apiRow{{method: "POST", target: "/cluster/transfer", body: `{"to":2}`, status: 507, code: "disk_full", in: "the disk of node 2 is full"}})
 }
 
 func TestMetricsFormats(t *testing.T) {

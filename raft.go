@@ -1,11 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"net/http"
 	"os"
@@ -31,9 +33,13 @@ import (
 //	raft_diverge.go    whether all nodes have the same; raft_repair.go what then
 //	raft_key.go        the ledger's key and this node's own
 //	raft_checkpoint.go signed tree heads; raft_cosign.go what other nodes say of them
-//	raft_snapshot.go   snapshots and the segments they name
+//	raft_slow.go       a slow disk
+//	raft_space.go      what happens before the disk is full
+//	raft_snapshot.go   snapshots; raft_fetch.go the segments they name
+//	raft_compact.go    which part of the Raft log is kept
 //	raft_witness.go    the witnesses that cosign checkpoints
 //	raft_peers.go      what the nodes know of each other
+//	raft_handover.go   handing over leadership
 //	raft_member.go     joining, leaving and voting; raft_move.go what a member
 //	                   does that was moved, copied or removed
 //	raft_log.go        the Raft log on disk
@@ -62,13 +68,14 @@ type node struct {
 	cancel    context.CancelFunc
 	done      sync.WaitGroup
 
-	forming   sync.Mutex // held while the cluster forms: for changes of node.json and the start of Raft
+	forming   longMutex // held while the cluster forms: for changes of node.json and the start of Raft
 	self      atomic.Pointer[nodeFile]
 	raft      atomic.Pointer[raft.Raft] // nil until the cluster is formed
 	fsm       atomic.Pointer[fsm]
 	readyTerm atomic.Uint64 // the term in which this leader has applied everything before it
 	diskFull  atomic.Bool
-	draining  atomic.Bool // leadership is being handed over
+	door      doorway     // of this leader: shut while leadership is being handed over
+	transfers sync.Mutex  // held for a transfer
 	caughtUp  atomic.Bool // since its start this node has had all that the leader had at some moment
 
 	checks  comparisons
@@ -76,18 +83,21 @@ type node struct {
 	ending  raftEnd
 
 	sealNow  chan struct{} // look at once whether there is something to seal
-	uploads  sync.Mutex    // held by the leader for an upload or a seal: never both at a time
+	oldest   *pendingAge   // only sealLoop
+	uploads  longMutex     // held by the leader for an upload or a seal: never both at a time
 	failures chan error
 	fetches  segmentFetcher
-	lostAt   atomic.Int64  // Unix ms since when no leader is known, 0 = one is
-	lastD    atomic.Uint64 // Raft index of the newest checkpoint: the log before it goes with the next
+	serving  atomic.Int32  // segments being sent to other nodes
+	lastD    atomic.Uint64 // Raft index of the newest checkpoint
+	ages     logAges       // of the Raft log
 
-	// Unix ms at which Raft began to refuse entries for a leadership transfer, 0 = it does not.
-	transferStuck atomic.Int64
-	changing      changeSignal // leadership or the leader changed
+	// Moments of the monotonic clock; nil = that is not so. See age.
+	lostAt        atomic.Pointer[time.Time] // since when no leader is known
+	transferStuck atomic.Pointer[time.Time] // since when Raft refuses entries for a leadership transfer
+	ledSince      atomic.Pointer[time.Time] // since when this node leads
 
-	changes  sync.Mutex   // held by the leader for a change of the membership: one at a time
-	ledSince atomic.Int64 // Unix ms since when this node leads, if it does
+	changing changeSignal // leadership or the leader changed
+	changes  longMutex    // held by the leader for a change of the membership: one at a time
 }
 
 // nodeOptions is what a node needs to know; sizes are bytes.
@@ -131,12 +141,18 @@ type nodeOptions struct {
 	metrics *metrics
 	now     func() time.Time
 
-	// For tests: how connections are made, and what breaks on disk.
+	// For tests: how connections are made, how soon Raft tells what is committed
+	// and nodes say hello (0 = commitTimeout, helloEvery), and what breaks on disk.
 	dial        func(ctx context.Context, addr string) (net.Conn, error)
+	listen      func(addr string) (net.Listener, error)
+	commitAfter time.Duration
+	helloAfter  time.Duration
+	space       func(dir string) (diskSpace, error) // nil: as the file system says
 	storeFault  func(step string) error
 	alter       func(command []byte) []byte // what this node applies in place of a command
 	logDisk     logDisk
 	logFileSize int64
+	logLimits   logLimits                         // zero = defaultLogLimits
 	treeFault   func(size uint64, root hash) hash // what this node takes for the root
 }
 
@@ -144,16 +160,17 @@ type nodeOptions struct {
 var errRestart = errors.New("node must be opened again")
 
 const (
-	lockName  = "LOCK"
-	raftDir   = "raft"
-	stableDB  = "stable.db"
-	diskEvery = time.Second
+	lockName = "LOCK"
+	raftDir  = "raft"
+	stableDB = "stable.db"
+
+	commitTimeout = 20 * time.Millisecond // after which idle followers learn what is committed
 )
 
 // openNode starts the node in o.dataDir. It returns once the node answers its
 // peers; the cluster may still have to form.
 func openNode(o nodeOptions) (_ *node, err error) {
-	if err := os.MkdirAll(o.dataDir, 0o700); err != nil {
+	if err := makeDir(o.dataDir); err != nil {
 		return nil, err
 	}
 	if o.metrics == nil {
@@ -162,6 +179,9 @@ func openNode(o nodeOptions) (_ *node, err error) {
 	n := &node{o: o, sealNow: make(chan struct{}, 1), failures: make(chan error, 1)}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	n.checks.wake = make(chan struct{}, 1)
+	if n.o.space == nil {
+		n.o.space = statSpace
+	}
 	if n.o.checkEvery == 0 {
 		n.o.checkEvery = checkEvery
 	}
@@ -176,6 +196,9 @@ func openNode(o nodeOptions) (_ *node, err error) {
 		}
 	}()
 	if n.lock, err = lockDir(o.dataDir); err != nil {
+		return nil, err
+	}
+	if err := removeTmp(o.dataDir); err != nil { // of node.json and the like
 		return nil, err
 	}
 	if err := refuseDiverged(o.dataDir); err != nil {
@@ -193,13 +216,14 @@ func openNode(o nodeOptions) (_ *node, err error) {
 		return nil, err
 	}
 	n.port, err = listenInternal(o.raftListen, portOptions{
-		identity: n.identity, secret: o.secret, advertise: o.raftAddr, logger: o.logger, dial: o.dial,
+		identity: n.identity, secret: o.secret, advertise: o.raftAddr, logger: o.logger, dial: o.dial, listen: o.listen,
 	})
 	if err != nil {
 		return nil, err
 	}
 	n.transport = newRaftTransport(n.port, transportOptions{
-		stalled: func() bool { return n.log.stalled(time.Second) },
+		stalled: n.stalled,
+		waits:   n.waitsFor,
 		sendsTo: n.sendsTo,
 		timeout: 10 * time.Second,
 		logger:  o.logger,
@@ -217,7 +241,7 @@ func openNode(o nodeOptions) (_ *node, err error) {
 	n.port.serveHTTP(n.internalRoutes())
 	questions := n.port.listen(kindStream)
 	n.done.Go(func() { n.streamLoop(questions) })
-	n.done.Go(n.diskLoop)
+	n.done.Go(n.spaceLoop)
 	n.done.Go(n.peerLoop)
 	if !self.formed() {
 		n.done.Go(n.formLoop)
@@ -335,7 +359,7 @@ func (n *node) startRaft() error {
 	}
 	notify := make(chan bool, 16)
 	conf.NotifyCh = notify
-	r, err := raft.NewRaft(conf, f, n.log, n.stable, snaps, n.transport)
+	r, err := raft.NewRaft(conf, f, n.log, raftStable{n.stable, n.fail}, snaps, n.transport)
 	if err != nil {
 		return err
 	}
@@ -376,7 +400,7 @@ func (n *node) raftConfig(self *nodeFile) *raft.Config {
 	c.HeartbeatTimeout = n.silence()
 	c.ElectionTimeout = n.silence()
 	c.LeaderLeaseTimeout = n.silence()
-	c.CommitTimeout = 20 * time.Millisecond // after which idle followers learn what is committed
+	c.CommitTimeout = cmp.Or(n.o.commitAfter, commitTimeout)
 	c.MaxAppendEntries = 16
 	c.BatchApplyCh = true
 	c.SnapshotInterval = 24 * time.Hour
@@ -426,9 +450,9 @@ func (n *node) becomeReady(r *raft.Raft) {
 			n.pause(10 * time.Millisecond)
 			continue
 		}
-		n.transferStuck.Store(0)
+		n.transferStuck.Store(nil)
 		if r.State() == raft.Leader && r.CurrentTerm() == term {
-			n.ledSince.Store(n.o.now().UnixMilli())
+			n.ledSince.Store(new(time.Now()))
 			n.readyTerm.Store(term)
 			n.o.logger.Info("leading", "term", term, "ledger_size", n.store.size())
 			n.changing.fire()
@@ -467,9 +491,10 @@ func (n *node) observeLeader(r *raft.Raft) {
 		case <-ch:
 			n.leaderless()
 			n.changing.fire()
-			time.AfterFunc(n.silence(), func() {
-				if addr, _ := n.leaderServer(); addr != "" {
-					n.streams.leavePacks(string(addr))
+			addr, _ := n.leaderServer()
+			time.AfterFunc(n.grace(string(addr)), func() {
+				if now, _ := n.leaderServer(); now == addr {
+					n.streams.leave(string(addr))
 				}
 			})
 		}
@@ -479,14 +504,23 @@ func (n *node) observeLeader(r *raft.Raft) {
 // leaderless returns for how long this node has known no leader.
 func (n *node) leaderless() time.Duration {
 	if addr, _ := n.leaderServer(); addr != "" {
-		n.lostAt.Store(0)
+		n.lostAt.Store(nil)
 		return 0
 	}
-	now := n.o.now().UnixMilli()
-	if n.lostAt.CompareAndSwap(0, now) {
-		return 0
+	if since := n.lostAt.Load(); since != nil {
+		return time.Since(*since)
 	}
-	return time.Duration(now-n.lostAt.Load()) * time.Millisecond
+	n.lostAt.CompareAndSwap(nil, new(time.Now()))
+	return 0
+}
+
+// age is the time since a moment, by the monotonic clock, which no change of the
+// wall clock moves; without a moment it is longer than anything.
+func age(moment *atomic.Pointer[time.Time]) time.Duration {
+	if t := moment.Load(); t != nil {
+		return time.Since(*t)
+	}
+	return math.MaxInt64
 }
 
 // leads tells whether this node is the leader as far as it knows.
@@ -498,18 +532,28 @@ func (n *node) leads() bool {
 // errReplaced is why the context of whileLeads ended.
 var errReplaced = errors.New("the leader that was asked was replaced and does not answer")
 
-// whileLeads returns a context that ends a moment after this node hears that
-// another one leads than that at addr, which was asked something. A leader that
-// is alive answers when it loses its office; one that hangs does not, and its
-// connections stay open: who waits for it would not turn to the new one.
+// grace is how long a former leader may still answer what it was asked, when the
+// one at addr leads now, "" = nobody.
+func (n *node) grace(addr string) time.Duration {
+	if addr == "" {
+		return n.patience() // it may be heard again
+	}
+	return n.silence()
+}
+
+// whileLeads returns a context that ends some time after this node hears that
+// not the one at addr leads any more, which was asked something. A leader that
+// is alive answers when it loses its office; one that hangs or is cut off does
+// not, and its connections stay open: who waits for it would not turn to the
+// new one.
 func (n *node) whileLeads(ctx context.Context, addr string) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	go func() {
 		for ctx.Err() == nil {
 			changed := n.changing.next()
 			var late <-chan time.Time
-			if now, _ := n.leaderServer(); now != "" && string(now) != addr {
-				late = time.After(n.silence())
+			if now, _ := n.leaderServer(); string(now) != addr {
+				late = time.After(n.grace(string(now)))
 			}
 			select {
 			case <-changed:
@@ -548,109 +592,10 @@ func (n *node) fail(err error) {
 // opened again.
 func (n *node) failed() <-chan error { return n.failures }
 
-// diskLoop watches the space left on the disk. Below the high-water mark
-// writes are refused and leadership goes elsewhere; reads go on.
-func (n *node) diskLoop() {
-	for n.ctx.Err() == nil {
-		full, err := diskIsFull(n.o.dataDir)
-		if err != nil {
-			n.o.logger.Warn("reading the free space of the disk", "error", err)
-		} else if n.diskFull.Swap(full) != full {
-			n.o.logger.Warn("disk high-water mark", "above", full)
-		}
-		if full && n.leads() {
-			n.leaveForRoom()
-		}
-		n.pause(diskEvery)
-	}
-}
-
-// leaveForRoom hands leadership to a voter that has room on its disk, if there
-// is one.
-func (n *node) leaveForRoom() {
-	for _, s := range n.voters() {
-		p, ok := n.peers.get(s.ID)
-		if !ok || p.DiskFull || p.state(n.o.now()) != stateAlive {
-			continue
-		}
-		ctx, cancel := context.WithTimeout(n.ctx, 5*time.Second)
-		err := n.transfer(ctx, p.ID)
-		cancel()
-		if err == nil {
-			n.o.logger.Warn("leadership handed over for want of disk space", "to", p.ID)
-			return
-		}
-		n.o.logger.Warn("handing over leadership for want of disk space", "to", p.ID, "error", err)
-	}
-}
-
-// diskIsFull tells whether less than 5 % of the disk is free, at least 16 MiB
-// and at most 1 GiB.
-func diskIsFull(dir string) (bool, error) {
-	var st syscall.Statfs_t
-	if err := syscall.Statfs(dir, &st); err != nil {
-		return false, err
-	}
-	reserve := min(max(st.Blocks*uint64(st.Bsize)/20, 16<<20), 1<<30)
-	return st.Bavail*uint64(st.Bsize) < reserve, nil
-}
-
-// transfer hands leadership to the node with the given id, 0 = to the most
-// advanced one, and returns when it is gone. A follower passes it on.
-func (n *node) transfer(ctx context.Context, to uint64) error {
-	addr, _ := n.leaderServer()
-	if addr == "" {
-		return errNoLeader
-	}
-	r := n.raft.Load()
-	if r.State() != raft.Leader {
-		return n.call(ctx, http.MethodPost, string(addr), "/transfer", transferRequest{to}, nil)
-	}
-	// What is under way lands first, and nothing new starts: otherwise its
-	// outcome would be unknown. Those who ask meanwhile try the next leader.
-	n.draining.Store(true)
-	defer n.draining.Store(false)
-	if err := n.wait(r.Barrier(time.Second)); err != nil {
-		return err
-	}
-	done := make(chan error, 1)
-	go func() { // may stay behind for ever: raft.md F5
-		if to == 0 {
-			done <- r.LeadershipTransfer().Error()
-			return
-		}
-		s, ok := n.server(to)
-		if !ok {
-			done <- fmt.Errorf("%w: no node has id %d", errNotFound, to)
-			return
-		}
-		if s.Suffrage != raft.Voter { // Raft would make it a candidate for ever
-			done <- fmt.Errorf("node %d does not vote and cannot lead", to)
-			return
-		}
-		done <- r.LeadershipTransferToServer(s.ID, s.Address).Error()
-	}()
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-// transferRequest asks the leader to hand over leadership.
-type transferRequest struct {
-	To uint64 `json:"to"`
-}
-
 // close hands over leadership, stops everything and releases the directory.
 // What was acknowledged is on disk; nothing else is promised.
 func (n *node) close(ctx context.Context) error {
-	if r := n.raft.Load(); r != nil && r.State() == raft.Leader && len(n.voters()) > 1 {
-		if err := n.transfer(ctx, 0); err != nil {
-			n.o.logger.Warn("leadership was not handed over", "error", err)
-		}
-	}
+	n.handOver(ctx)
 	return n.release()
 }
 

@@ -181,7 +181,7 @@ func (c *headCollector) fresh() (signedHead, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	b := &c.best
-	stale := c.n.o.now().Sub(b.asked) >= collectPause && b.missing(c.n.servers())
+	stale := time.Since(b.asked) >= collectPause && b.missing(c.n.servers())
 	if b.head == nil || b.head.size != c.n.store.size() || b.head.keys != c.n.keys() || stale {
 		return signedHead{}, false
 	}
@@ -190,13 +190,13 @@ func (c *headCollector) fresh() (signedHead, bool) {
 
 // round gets the newest cosigned head: the leader's, or one gathered here.
 func (c *headCollector) round() (signedHead, error) {
-	if !c.n.leads() && c.n.o.now().Sub(c.leaderFailed) > leaderTimeout {
+	if !c.n.leads() && time.Since(c.leaderFailed) > leaderTimeout {
 		h, err := c.askLeader()
 		c.sayDiffers(errors.Is(err, errDiverged), err)
 		if err == nil || errors.Is(err, errDiverged) {
 			return h, err
 		}
-		c.leaderFailed = c.n.o.now()
+		c.leaderFailed = time.Now()
 		c.n.o.logger.Info("the leader gives no cosigned tree head", "error", err)
 	}
 	return c.collect()
@@ -298,7 +298,7 @@ func (c *headCollector) collect() (signedHead, error) {
 	c.mu.Unlock()
 	if next.head == nil || next.head.size != h.size || next.head.keys != h.keys {
 		next = collected{head: h}
-	} else if n.o.now().Sub(next.asked) < collectPause {
+	} else if time.Since(next.asked) < collectPause {
 		return next.note(n), nil
 	}
 	c.ask(&next)
@@ -323,7 +323,7 @@ func (c *headCollector) ask(next *collected) {
 			c.n.o.logger.Debug("no cosignature", "server", servers[i].ID, "error", err)
 		}
 	})
-	next.asked, next.signed = c.n.o.now(), make(map[raft.ServerID]noteSignature)
+	next.asked, next.signed = time.Now(), make(map[raft.ServerID]noteSignature)
 	for i, s := range servers {
 		if sigs[i] != nil {
 			next.signed[s.ID] = *sigs[i]
@@ -338,7 +338,7 @@ func (c *headCollector) cosignature(ctx context.Context, s raft.Server, h *ownHe
 		return n.cosigner.cosign(ctx, h.note)
 	}
 	p, ok := n.peers.get(s.ID)
-	if ok && p.state(n.o.now()) != stateAlive || c.hangs(s.ID) {
+	if ok && p.state(time.Now()) != stateAlive || c.hangs(s.ID) {
 		return noteSignature{}, fmt.Errorf("not heard since %v", p.heard)
 	}
 	if !ok {
@@ -361,7 +361,7 @@ func (c *headCollector) cosignature(ctx context.Context, s raft.Server, h *ownHe
 func (c *headCollector) hangs(id raft.ServerID) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.n.o.now().Sub(c.hung[id]) < collectPause
+	return time.Since(c.hung[id]) < collectPause
 }
 
 // noteHung remembers that a node did not answer before ctx ended, if so.
@@ -374,7 +374,7 @@ func (c *headCollector) noteHung(ctx context.Context, id raft.ServerID) {
 	if c.hung == nil {
 		c.hung = make(map[raft.ServerID]time.Time)
 	}
-	c.hung[id] = c.n.o.now()
+	c.hung[id] = time.Now()
 }
 
 // oneSignature returns the only signature of a note, which must be v's over body.

@@ -48,9 +48,9 @@ const (
 
 // comparisons is what a node knows of its agreement with the others.
 type comparisons struct {
-	wake   chan struct{} // there may be something to compare
-	size   atomic.Uint64 // the last at which this node had what most have
-	since  atomic.Int64  // Unix ms of that
+	wake   chan struct{}             // there may be something to compare
+	size   atomic.Uint64             // the last at which this node had what most have
+	since  atomic.Pointer[time.Time] // the moment of that; nil = never
 	doubt  atomic.Pointer[doubt]
 	doomed atomic.Pointer[error] // this node is the odd one and ends
 }
@@ -122,8 +122,7 @@ func (n *node) proposeChecks() error {
 		}
 	}
 	size := n.store.size()
-	age := time.Duration(n.o.now().UnixMilli()-n.checks.since.Load()) * time.Millisecond
-	if size == 0 || !n.inDoubt() && (size <= n.checks.size.Load() || age < n.o.checkEvery) {
+	if size == 0 || !n.inDoubt() && (size <= n.checks.size.Load() || age(&n.checks.since) < n.o.checkEvery) {
 		return nil
 	}
 	c, err := n.ownClaim(size, false)
@@ -140,7 +139,7 @@ func (n *node) proposeChecks() error {
 func (n *node) inDoubt() bool {
 	return n.checks.doubt.Load() != nil || slices.ContainsFunc(n.voters(), func(s raft.Server) bool {
 		p, ok := n.peers.get(s.ID)
-		return ok && p.Doubt && p.state(n.o.now()) == stateAlive
+		return ok && p.Doubt && p.state(time.Now()) == stateAlive
 	})
 }
 
@@ -336,7 +335,7 @@ func (n *node) waitClaim(ctx context.Context, size uint64, segment bool) (treeCl
 // agreed notes that this node has what most have, which may end a doubt.
 func (n *node) agreed(c treeClaim) {
 	n.checks.size.Store(max(c.size, n.checks.size.Load())) // only the apply goroutine does
-	n.checks.since.Store(n.o.now().UnixMilli())
+	n.checks.since.Store(new(time.Now()))
 	d := n.checks.doubt.Load()
 	if d != nil && c.size >= d.own.size && (d.own.sum == hash{} || c.sum != hash{}) && n.checks.doubt.CompareAndSwap(d, nil) {
 		n.o.logger.Warn("most nodes have what this node has, it serves again", "entries", c.size, "was", d)

@@ -482,36 +482,6 @@ func TestWipedNodeJoinsAnew(t *testing.T) {
 	c.put(lost, "after", "1")
 }
 
-// writers keeps writing through node i until stop, which fails the test unless
-// every write was acknowledged.
-func (c *testCluster) writers(i int) (stop func()) {
-	done, ended := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(ended)
-		for k := 0; ; k++ {
-			select {
-			case <-done:
-				return
-			default:
-			}
-			h, err := c.nodes[i].put(fmt.Sprint("during-", k), "x", "")
-			if err != nil {
-				c.t.Errorf("write %d through node %d: %v", k, i+1, err)
-				return
-			}
-			c.note(h)
-		}
-	}()
-	return func() {
-		select {
-		case <-done:
-		default:
-			close(done)
-		}
-		<-ended
-	}
-}
-
 // configurations returns the Raft configurations in the log of node i, oldest first.
 func (c *testCluster) configurations(i int) (all []raft.Configuration) {
 	c.t.Helper()
@@ -583,6 +553,25 @@ func TestBootstrapCrash(t *testing.T) {
 	c.start(0)
 	c.leader()
 	c.put(0, "a", "1")
+}
+
+// TestLeftoverIdentity: what a crash left half-written beside node.json and
+// node.key is removed at the next start.
+func TestLeftoverIdentity(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 1)
+	c.kill(0)
+	dir := c.nodes[0].o.dataDir
+	for _, name := range []string{nodeFileName, nodeKeyName, signedName} {
+		if err := os.WriteFile(filepath.Join(dir, name+".123"+tmpSuffix), []byte("half"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.start(0)
+	c.leader()
+	if left, _ := filepath.Glob(filepath.Join(dir, "*"+tmpSuffix)); len(left) > 0 {
+		t.Errorf("left %v", left)
+	}
 }
 
 // A file of a cluster that has formed is not a pledge: node.json keeps what it said.

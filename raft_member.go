@@ -302,7 +302,7 @@ func (n *node) isAlive(s raft.Server) bool {
 		return true
 	}
 	p, ok := n.peers.get(s.ID)
-	return ok && p.state(n.o.now()) == stateAlive || n.greet(n.ctx, s)
+	return ok && p.state(time.Now()) == stateAlive || n.greet(n.ctx, s)
 }
 
 // takeIn makes the node that answers at an address a member, or changes the
@@ -407,7 +407,7 @@ func (n *node) livesElsewhere(former, now raft.Server) error {
 	case n.greet(n.ctx, former):
 		return taken
 	}
-	if p, ok := n.peers.get(former.ID); ok && p.state(n.o.now()) == stateAlive {
+	if p, ok := n.peers.get(former.ID); ok && p.state(time.Now()) == stateAlive {
 		return fmt.Errorf("%w: %s was heard a moment ago", errUnsettled, former.ID)
 	}
 	return nil
@@ -477,7 +477,7 @@ func (n *node) tend(ctx context.Context, m membership, s raft.Server) error {
 		return nil
 	}
 	p, ok := n.peers.get(s.ID)
-	alive := ok && p.state(n.o.now()) == stateAlive
+	alive := ok && p.state(time.Now()) == stateAlive
 	switch {
 	case !alive:
 		return n.removeDead(ctx, m, s, p.heard)
@@ -524,8 +524,8 @@ func (n *node) demote(ctx context.Context, m membership, s raft.Server) error {
 // that is set and a quorum of those left is alive. Silence counts from when this
 // node began to lead: before, others may have heard it.
 func (n *node) removeDead(ctx context.Context, m membership, s raft.Server, heard time.Time) error {
-	since := time.UnixMilli(max(n.ledSince.Load(), heard.UnixMilli()))
-	if n.o.removeDeadAfter == 0 || n.o.now().Sub(since) < n.o.removeDeadAfter {
+	silence := min(age(&n.ledSince), time.Since(heard))
+	if n.o.removeDeadAfter == 0 || silence < n.o.removeDeadAfter {
 		return nil
 	}
 	if err := n.sparesVote(m, s); err != nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"maps"
 	"net/http"
@@ -21,6 +22,7 @@ type memberInfo struct {
 	role    string // leader, follower or learner
 	state   string // alive, suspect or dead
 	applied uint64 // entries it has applied
+	full    bool   // its disk
 }
 
 // nodeStatus is what a node says of itself.
@@ -36,9 +38,12 @@ type nodeStatus struct {
 	contact   int64 // ms since the leader was heard; 0 on the leader; -1 = never
 	ready     bool  // can serve reads and writes now
 	diskFull  bool
+	diskHangs bool // a write of the Raft log does not come back
+	noRoom    bool // the leader's disk is full: writes are refused
 	archive   string
 	storage   string // "ok", or what is damaged on this node's disk
 	signing   string // "ok", or why this node signs no tree head
+	segments  string // "", or what is missing and comes from other nodes
 }
 
 const (
@@ -49,6 +54,7 @@ const (
 	helloEvery   = 500 * time.Millisecond
 	suspectAfter = 1500 * time.Millisecond // of silence
 	deadAfter    = 5 * time.Second
+	hangsAfter   = 10 * time.Second // in one write of the Raft log; Raft itself waits with it, whatever it was
 )
 
 // peer is what this node last heard from another.
@@ -74,7 +80,7 @@ func (p *peer) state(now time.Time) string {
 func (n *node) shownState(id raft.ServerID, p peer) string {
 	node, incarnation, err := parseServerID(id)
 	if n.o.peerState == nil || err != nil {
-		return p.state(n.o.now())
+		return p.state(time.Now())
 	}
 	return n.o.peerState(node, incarnation, p.heard)
 }
@@ -128,7 +134,7 @@ func (n *node) peerLoop() {
 				n.fail(err)
 			}
 		}
-		n.pause(helloEvery)
+		n.pause(cmp.Or(n.o.helloAfter, helloEvery))
 	}
 }
 
@@ -142,7 +148,7 @@ func (n *node) greet(ctx context.Context, s raft.Server) bool {
 		n.peers.hearsay(other)
 	}
 	h.Silent = nil
-	n.peers.put(s.ID, peer{*h, n.o.now()})
+	n.peers.put(s.ID, peer{*h, time.Now()})
 	return true
 }
 
@@ -168,7 +174,7 @@ func (h *hello) server() raft.ServerID {
 // those that have started since.
 func (n *node) silentPeers() (all []silentPeer) {
 	for _, s := range n.others() {
-		if p, ok := n.peers.get(s.ID); ok && p.state(n.o.now()) != stateAlive {
+		if p, ok := n.peers.get(s.ID); ok && p.state(time.Now()) != stateAlive {
 			all = append(all, silentPeer{string(s.ID), p.HTTP, p.Region, p.Version, p.Applied})
 		}
 	}
@@ -244,11 +250,11 @@ func (n *node) describe(s raft.Server, leader raft.ServerID) memberInfo {
 	h, state := hello{}, stateDead
 	if s.ID == serverID(n.identity()) {
 		h, state = n.hello(), stateAlive
-	} else if p, ok := n.peers.get(s.ID); ok {
-		h, state = p.hello, n.shownState(s.ID, p)
 	} else {
+		p, ok := n.peers.get(s.ID)
+		h, state = p.hello, n.shownState(s.ID, p)
 		for _, f := range n.self.Load().Members { // not heard yet: what the founders wrote down
-			if f.ID == id {
+			if f.ID == id && !ok {
 				h.HTTP, h.Region = f.HTTP, f.Region
 			}
 		}
@@ -256,7 +262,7 @@ func (n *node) describe(s raft.Server, leader raft.ServerID) memberInfo {
 	if contact := n.lastContact(); s.ID == leader && contact >= 0 && contact < suspectAfter.Milliseconds() {
 		state = stateAlive // whatever becomes of hellos
 	}
-	m.http, m.region, m.version, m.applied, m.state = h.HTTP, h.Region, h.Version, h.Applied, state
+	m.http, m.region, m.version, m.applied, m.state, m.full = h.HTTP, h.Region, h.Version, h.Applied, state, h.DiskFull
 	return m
 }
 
@@ -265,8 +271,8 @@ func (n *node) status() nodeStatus {
 	self := n.self.Load()
 	s := nodeStatus{
 		clusterID: self.ClusterID, name: self.ClusterName, nodeID: self.NodeID, role: "forming", contact: -1,
-		size: n.store.size(), manifest: n.store.currentManifest(), diskFull: n.diskFull.Load(),
-		storage: n.store.storageState(), signing: "ok",
+		size: n.store.size(), manifest: n.store.currentManifest(), diskFull: n.diskFull.Load(), noRoom: n.leaderFull(),
+		diskHangs: n.log.stalled(hangsAfter), storage: n.store.storageState(), signing: "ok", segments: n.fetches.state(),
 	}
 	if err := n.refused(); err != nil {
 		s.signing = err.Error()
@@ -292,7 +298,7 @@ func (n *node) status() nodeStatus {
 	}
 	switch r.State() {
 	case raft.Leader:
-		s.role, s.contact, s.ready = "leader", 0, n.readyTerm.Load() == s.term && n.mayServe() == nil
+		s.role, s.contact, s.ready = "leader", 0, n.readyTerm.Load() == s.term && n.mayServe() == nil && !s.diskHangs
 		return s
 	case raft.Candidate:
 		s.role = "candidate"
@@ -301,7 +307,7 @@ func (n *node) status() nodeStatus {
 			s.role = "follower"
 		}
 	}
-	s.contact, s.ready = n.lastContact(), s.leader != nil && n.caughtUp.Load() && n.mayServe() == nil
+	s.contact, s.ready = n.lastContact(), s.leader != nil && n.caughtUp.Load() && n.mayServe() == nil && !s.diskHangs
 	return s
 }
 
@@ -319,7 +325,7 @@ func (n *node) lastContact() int64 {
 	if t.IsZero() {
 		return -1
 	}
-	return n.o.now().Sub(t).Milliseconds()
+	return time.Since(t).Milliseconds()
 }
 
 // parallel runs f(0) to f(count-1) at the same time and waits for all.

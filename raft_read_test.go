@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"slices"
-	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -52,12 +51,7 @@ func TestF2CutOffLeaderConfirmsNothing(t *testing.T) {
 // F2: an answer of a non-voter does not count.
 func TestF2NonvoterDoesNotConfirm(t *testing.T) {
 	t.Parallel()
-	var calls atomic.Int64
-	c := newNodes(t, 4, func(o *nodeOptions) {
-		o.expect = 3
-		// By this clock every other node has been silent for long, so that nobody becomes a voter.
-		o.now = func() time.Time { return time.Now().Add(time.Duration(calls.Add(1)) * 2 * time.Second) }
-	})
+	c := newNodes(t, 4, func(o *nodeOptions) { o.expect, o.learner = 3, o.id == 4 })
 	for i := range 3 {
 		c.nodes[i].o.seeds = slices.DeleteFunc(slices.Clone(c.nodes[i].o.seeds), func(a string) bool { return a == c.nodes[3].o.raftAddr })
 	}
@@ -167,6 +161,41 @@ func TestReadWithoutLeader(t *testing.T) {
 	if took := time.Since(start); took > c.nodes[lead].o.writeTimeout {
 		t.Errorf("a write without a leader took %v", took)
 	}
+}
+
+// A follower that is cut off without a word does not wait for its half-open
+// connections: reads, and writes that were under way, learn that there is no
+// leader long before they would time out.
+func TestFollowerCutOff(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 3, impatient)
+	lead := c.leader()
+	cut := (lead + 1) % 3
+	c.put(cut, "a", "1")
+	n := c.nodes[cut]
+	c.isolate(cut, linkSilent)
+	start := time.Now()
+	writes := make(chan error)
+	go func() {
+		_, err := n.put("b", "1", "")
+		writes <- err
+	}()
+	for range 2 {
+		if _, err := n.read("a"); !errors.Is(err, errNoLeader) {
+			t.Errorf("a follower that is cut off reads: %v", err)
+		}
+	}
+	if err := <-writes; !errors.Is(err, errUnknownOutcome) && !errors.Is(err, errNoLeader) {
+		t.Errorf("a follower that is cut off writes: %v", err)
+	}
+	if took, limit := time.Since(start), n.o.readTimeout; took > limit {
+		t.Errorf("it took %v, longer than a read may: %v", took, limit)
+	}
+	c.links.heal()
+	eventually(t, "no write through the node that was cut off", func() bool {
+		_, err := n.put("c", "1", "")
+		return err == nil
+	})
 }
 
 // impatient shortens the wait for a leader.

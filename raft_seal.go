@@ -48,13 +48,24 @@ func (n *node) wakeSeal() {
 
 // proposeDue proposes what is due now.
 func (n *node) proposeDue() error {
-	_, _, size := n.store.pendingInfo()
+	first, _, size := n.store.pendingInfo()
 	since, ok := n.store.pendingSince()
-	old := ok && n.o.now().Sub(time.UnixMilli(since)) >= n.o.sealAfter
+	if ok && (n.oldest == nil || n.oldest.first != first) {
+		n.oldest = &pendingAge{first, time.Now()}
+	}
+	old := ok && (n.o.now().Sub(time.UnixMilli(since)) >= n.o.sealAfter || time.Since(n.oldest.seen) >= n.o.sealAfter)
 	if size >= uint64(n.o.segmentSize) || old {
 		return n.proposeSeal()
 	}
 	return nil
+}
+
+// pendingAge is when this leader first saw a pending segment. The time in its
+// first entry is known over restarts, but may be ahead of the clock for years,
+// if the clock was when that was written.
+type pendingAge struct {
+	first uint64
+	seen  time.Time
 }
 
 // proposeSeal closes the pending segment on all nodes. It waits for an upload
@@ -68,21 +79,6 @@ func (n *node) proposeSeal() error {
 	}
 	_, err := n.apply(appendSeal(nil, n.o.now().UnixMilli(), first))
 	return err
-}
-
-// checkpointMoved is called when D has moved: the Raft log before the previous
-// D can go, and the leader has a segment to confirm. The log from the previous
-// D on stays, so that a node that is a segment behind gets it from the log.
-func (n *node) checkpointMoved(at checkpoint) {
-	n.wakeSeal()
-	keep := n.lastD.Swap(at.index)
-	first, err := n.log.FirstIndex()
-	if err != nil || first == 0 || keep <= first {
-		return
-	}
-	if err := n.log.DeleteRange(first, keep-1); err != nil {
-		n.o.logger.Error("shortening the Raft log", "error", err)
-	}
 }
 
 // seal returns when the manifest covers everything written before the call, on

@@ -106,7 +106,7 @@ func (c *s3Client) try(ctx context.Context, call *s3Call) (*http.Response, *s3Er
 		pace.allow(resp.ContentLength)
 	}
 	body := resp.Body
-	resp.Body = &pacedBody{body, pace, &c.o.metrics.s3.received, func() error {
+	resp.Body = &s3Body{body, pace, &c.o.metrics.s3.received, func() error {
 		defer pace.stop()
 		return body.Close()
 	}}
@@ -138,7 +138,7 @@ func (c *s3Client) request(ctx context.Context, call *s3Call, pace *s3Pace) *htt
 	r.Header.Set("User-Agent", "scribe-ledger")
 	if call.size > 0 {
 		r.ContentLength = call.size
-		r.Body = &pacedBody{&uploadBody{from: call.body, size: call.size}, pace, &c.o.metrics.s3.sent, func() error { return nil }}
+		r.Body = &s3Body{&uploadBody{from: call.body, size: call.size}, pace, &c.o.metrics.s3.sent, func() error { return nil }}
 	}
 	if call.size >= s3AskFirst {
 		r.Header.Set("Expect", "100-continue")
@@ -224,8 +224,8 @@ func (p *s3Pace) why(err error) error {
 	return err
 }
 
-// pacedBody is a body, of a request or an answer, that keeps its try going.
-type pacedBody struct {
+// s3Body is a body, of a request or an answer, that keeps its try going.
+type s3Body struct {
 	io.Reader
 	pace  *s3Pace
 	bytes *counter
@@ -233,9 +233,9 @@ type pacedBody struct {
 }
 
 // Close of an answer's body ends the try.
-func (b *pacedBody) Close() error { return b.close() }
+func (b *s3Body) Close() error { return b.close() }
 
-func (b *pacedBody) Read(p []byte) (int, error) {
+func (b *s3Body) Read(p []byte) (int, error) {
 	n, err := b.Reader.Read(p)
 	if n > 0 {
 		b.pace.moved()

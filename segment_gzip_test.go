@@ -66,7 +66,7 @@ func checkPacked(t *testing.T, object, raw []byte) *gzipTable {
 	return table
 }
 
-func TestPackedGolden(t *testing.T) {
+func TestGzipGolden(t *testing.T) {
 	object := golden(t, "packed-1.seg.gz")
 	table := checkPacked(t, object, goldenRaw())
 	if len(table.ends) != 3 {
@@ -78,7 +78,7 @@ func TestPackedGolden(t *testing.T) {
 	}
 }
 
-func TestPackedSizes(t *testing.T) {
+func TestGzipSizes(t *testing.T) {
 	t.Parallel()
 	random := noise(3*gzipMemberSize + 5)
 	for _, size := range []int{1, gzipMemberSize - 1, gzipMemberSize, gzipMemberSize + 1, len(random)} {
@@ -101,9 +101,9 @@ func TestPackedSizes(t *testing.T) {
 	}
 }
 
-// TestPackedParts: any few bytes lie in at most two members, which with the table
+// TestGzipParts: any few bytes lie in at most two members, which with the table
 // have at most 512 KiB even of a file that cannot be packed.
-func TestPackedParts(t *testing.T) {
+func TestGzipParts(t *testing.T) {
 	t.Parallel()
 	raw := noise(5 * gzipMemberSize)
 	var b bytes.Buffer
@@ -135,8 +135,8 @@ func TestPackedParts(t *testing.T) {
 	}
 }
 
-// TestPackedHuge: a file of any size has a table that fits.
-func TestPackedHuge(t *testing.T) {
+// TestGzipHuge: a file of any size has a table that fits.
+func TestGzipHuge(t *testing.T) {
 	for _, x := range []struct {
 		size, member int64
 		n            int
@@ -148,9 +148,9 @@ func TestPackedHuge(t *testing.T) {
 	}
 }
 
-// TestPackedTableCutAndFlipped: no table with a bit changed, cut anywhere, or of
+// TestGzipTableCutAndFlipped: no table with a bit changed, cut anywhere, or of
 // a file of another size is taken.
-func TestPackedTableCutAndFlipped(t *testing.T) {
+func TestGzipTableCutAndFlipped(t *testing.T) {
 	object := golden(t, "packed-1.seg.gz")
 	table := object[len(object)-int(gzipTableSize(600_000)):]
 	for size := range len(table) {
@@ -179,8 +179,8 @@ func TestPackedTableCutAndFlipped(t *testing.T) {
 	}
 }
 
-// TestPackedMemberCutAndFlipped: what is unpacked is what was packed, or an error.
-func TestPackedMemberCutAndFlipped(t *testing.T) {
+// TestGzipMemberCutAndFlipped: what is unpacked is what was packed, or an error.
+func TestGzipMemberCutAndFlipped(t *testing.T) {
 	t.Parallel()
 	want := bytes.Repeat([]byte("some text, "), 100)
 	var object bytes.Buffer
@@ -208,8 +208,8 @@ func TestPackedMemberCutAndFlipped(t *testing.T) {
 	}
 }
 
-// TestPackedWholeDamaged: an object cut anywhere, or longer than it is to be.
-func TestPackedWholeDamaged(t *testing.T) {
+// TestGzipWholeDamaged: an object cut anywhere, or longer than it is to be.
+func TestGzipWholeDamaged(t *testing.T) {
 	t.Parallel()
 	want := bytes.Repeat([]byte("some text, "), 100)
 	var object bytes.Buffer
@@ -231,7 +231,7 @@ func TestPackedWholeDamaged(t *testing.T) {
 	}
 }
 
-func TestPackedName(t *testing.T) {
+func TestGzipName(t *testing.T) {
 	sum := hash(sha256.Sum256(nil))
 	name := packedName(42, sum)
 	if want := "00000000000000000042-" + emptySHA256 + ".seg.gz"; name != want {
@@ -247,7 +247,7 @@ func TestPackedName(t *testing.T) {
 	}
 }
 
-func FuzzPackedTable(f *testing.F) {
+func FuzzGzipTable(f *testing.F) {
 	object := golden(f, "packed-1.seg.gz")
 	f.Add(object[len(object)-int(gzipTableSize(600_000)):], int64(600_000))
 	f.Fuzz(func(t *testing.T, b []byte, size int64) {
@@ -258,7 +258,7 @@ func FuzzPackedTable(f *testing.F) {
 	})
 }
 
-func FuzzPackedMember(f *testing.F) {
+func FuzzGzipMember(f *testing.F) {
 	object := golden(f, "packed-1.seg.gz")
 	f.Add(object[:binary.BigEndian.Uint32(object[len(object)-42:])])
 	f.Fuzz(func(t *testing.T, b []byte) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -48,12 +49,13 @@ type store struct {
 	waiters []sizeWaiter
 	recent  recentTiles // tiles of the tree over all published entries
 
-	tree  tileTree // grows recent; owned by the apply goroutine
-	ahead treeAhead
-	tiles tileCache
-	files fileCache
-	scrub scrubState
-	lists sync.Mutex // serialises changes of the list of runs, in ledger.db and in index
+	tree     tileTree // grows recent; owned by the apply goroutine
+	ahead    treeAhead
+	tiles    tileCache
+	files    fileCache
+	scrub    scrubState
+	lists    sync.Mutex // serialises changes of the list of runs, in ledger.db and in index
+	flushing sync.Mutex // held while a part goes to the disk
 
 	wake    chan struct{} // there is something for the seal goroutine
 	drained *sync.Cond    // on mu: sealing became shorter, or the store stopped
@@ -136,6 +138,9 @@ func openStore(o storeOptions) (*store, error) {
 	if err == nil {
 		err = s.openTree(state)
 	}
+	if err == nil {
+		err = s.sweep()
+	}
 	if err != nil {
 		ledger.close()
 		return nil, err
@@ -178,7 +183,11 @@ func (s *store) recover(state *durableState) error {
 // openSegment opens the file of a sealed segment and checks that it is the one
 // the manifest means.
 func (s *store) openSegment(info segmentInfo) (*segmentFile, error) {
-	path := s.segmentPath(info)
+	return s.openSegmentAt(s.segmentPath(info), info)
+}
+
+// openSegmentAt is openSegment of a file under another name.
+func (s *store) openSegmentAt(path string, info segmentInfo) (*segmentFile, error) {
 	f, err := openSegmentFile(path)
 	if err != nil {
 		return nil, err
@@ -267,6 +276,25 @@ func writeDurably(path string, fill func(io.Writer) error) error {
 		return err
 	}
 	return syncDir(filepath.Dir(path))
+}
+
+// makeDir makes dir, and what is missing of the path to it, durably: all that
+// is ever synced below would go with the name. A parent that must not be read
+// was there before and so was dir.
+func makeDir(dir string) error {
+	parent := filepath.Dir(dir)
+	if _, err := os.Stat(parent); errors.Is(err, fs.ErrNotExist) {
+		if err := makeDir(parent); err != nil {
+			return err
+		}
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	if err := syncDir(parent); !errors.Is(err, fs.ErrPermission) {
+		return err
+	}
+	return nil
 }
 
 // syncDir makes the names in a directory durable.

@@ -2,7 +2,11 @@ package main
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -138,6 +142,37 @@ type ledgerFile struct{ db *bbolt.DB }
 
 // openLedger opens or makes ledger.db and reads all of it.
 func openLedger(path string) (*ledgerFile, *durableState, error) {
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		if err := makeLedger(path); err != nil {
+			return nil, nil, fmt.Errorf("making %s: %w", path, err)
+		}
+	}
+	return loadLedger(path)
+}
+
+// makeLedger makes the file, with its buckets and nothing in them. bbolt writes
+// its first pages in one write that a crash may tear, so it does that under
+// another name; a crash before the rename leaves nothing under path.
+func makeLedger(path string) error {
+	temp := path + tmpSuffix
+	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	l, _, err := loadLedger(temp)
+	if err != nil {
+		return err
+	}
+	if err := l.close(); err != nil {
+		return err
+	}
+	if err := os.Rename(temp, path); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+// loadLedger opens the file and reads all of it.
+func loadLedger(path string) (*ledgerFile, *durableState, error) {
 	db, err := openBolt(path)
 	if err != nil {
 		return nil, nil, err

@@ -1,14 +1,18 @@
 """Run the e2e scenarios: python3 e2e/run.py [--long] [name …]
 
 Each script runs in a process group of its own with a time limit, after which
-the whole group is ended. Exit 0 when all passed.
+the whole group is ended. Two run at a time, since much of it is waiting; with
+--long or a single name one, whose output is shown as it comes. Exit 0 when all
+passed.
 """
 
+import concurrent.futures
 import glob
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import helpers
@@ -17,9 +21,9 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 LIMIT = 3600 if helpers.LONG else 300  # seconds for one script
 
 
-def run_script(path):
+def run_script(path, output):
     """Run one script; True when it passed in time."""
-    process = subprocess.Popen([sys.executable, path], start_new_session=True, stdin=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, path], start_new_session=True, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
     try:
         return process.wait(LIMIT) == 0
     except subprocess.TimeoutExpired:
@@ -32,6 +36,16 @@ def run_script(path):
             pass
 
 
+def run_beside(path):
+    """Run one script beside others and show its output when it is done; True when it passed."""
+    begun = time.monotonic()
+    with tempfile.TemporaryFile("w+", errors="replace") as output:
+        passed = run_script(path, output)
+        output.seek(0)
+        print(f"\n== {os.path.basename(path)}\n{output.read()}-- {time.monotonic() - begun:.1f} s", flush=True)
+    return passed
+
+
 def main():
     names = [arg for arg in sys.argv[1:] if arg != "--long"]
     if helpers.LONG:
@@ -40,15 +54,13 @@ def main():
     scripts = sorted(glob.glob(os.path.join(HERE, "test_*.py")))
     if names:
         scripts = [s for s in scripts if any(name in os.path.basename(s) for name in names)]
-    failed = []
     start = time.monotonic()
-    for script in scripts:
-        name = os.path.basename(script)
-        print(f"\n== {name}", flush=True)
-        begun = time.monotonic()
-        if not run_script(script):
-            failed.append(name)
-        print(f"-- {name}: {time.monotonic() - begun:.1f} s", flush=True)
+    if helpers.LONG or len(scripts) == 1:
+        passed = [run_script(script, None) for script in scripts]
+    else:
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            passed = list(pool.map(run_beside, scripts))
+    failed = [os.path.basename(script) for script, good in zip(scripts, passed) if not good]
     print(f"\n{len(scripts)} scripts, {time.monotonic() - start:.0f} s; failed: {', '.join(failed) or 'none'}")
     return 1 if failed or not scripts else 0
 

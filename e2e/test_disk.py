@@ -67,13 +67,15 @@ class FullDisk(Scenario):
             self.assertEqual(self.expect(n.get(key), 200).body, value, "reads go on")
         self.assertEqual(n.get("/health").status, 503, "a node that refuses writes is not ready")
         self.expect(n.get("/health/live"), 200)
+        self.assertEqual(n.get("/health").json()["checks"]["disk"], "full")
+        self.assertEqual(n.get("/metrics").json()["disk"]["full"], 1)
         os.remove(ballast)
-        if n.running():
-            self.assertEqual(n.stop(), 0)
+        n.wait_ready()
+        self.expect(n.put("/after", b"x"), 201)
+        self.assertEqual(n.stop(), 0)
         n.start().wait_ready()
         for key, value in acked.items():
             self.assertEqual(n.get(key).body, value)
-        self.expect(n.put("/after", b"x"), 201)
         check(self, c)
 
     def test_start_on_a_full_disk(self):
@@ -117,9 +119,31 @@ class FullDisk(Scenario):
         else:
             self.expect_refusal(full, "space", "full")
         os.remove(ballast)
-        if full.running():
-            full.stop()
-        full.start().wait_ready()
+        if not full.running():
+            full.start()
+        full.wait_ready()
+        check(self, c)
+
+    def test_all_disks_full(self):
+        """All nodes refuse writes and answer reads; when space is back they go on as they are."""
+        folder = self.tmpfs()
+        self.mounts.append(folder)
+        c = self.cluster(3, data_dirs={i: os.path.join(folder, f"data-{i}") for i in (1, 2, 3)})
+        ballast = os.path.join(folder, "ballast")
+        self.expect(c.nodes[0].put("/before", b"x"), 201)
+        self.fill(ballast)
+        for n in c.nodes:
+            wait_for("node %d refuses writes" % n.number, lambda: n.put("/k", b"x").status == 507, 10)
+            self.expect(n.put("/k", b"x"), 507, "disk_full")
+            self.assertEqual(self.expect(n.get("/before"), 200).body, b"x")
+            self.assertEqual(n.get("/health").json()["checks"]["disk"], "full")
+        term = c.nodes[0].get("/cluster/status").json()["term"]
+        time.sleep(2)
+        self.assertEqual(c.nodes[0].get("/cluster/status").json()["term"], term, "nobody can do better")
+        os.remove(ballast)
+        c.wait_ready()
+        for n in c.nodes:
+            self.expect(n.put("/after-%d" % n.number, b"x"), 201)
         check(self, c)
 
 
