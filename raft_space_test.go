@@ -1,12 +1,14 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
 	"sync/atomic"
 	"testing"
+	"time"
 )
 
 // spaces gives every node a disk of 1 GiB of which the test says how much is free.
@@ -168,7 +170,9 @@ func TestFullFollower(t *testing.T) {
 	eventually(t, "the node that has room does not lead", func() bool {
 		now := c.leader()
 		if now == lead {
-			c.nodes[lead].transfer(t.Context(), 0)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			c.nodes[lead].transfer(ctx, 0)
 		}
 		return now == other
 	})
