@@ -251,6 +251,7 @@ func (m *nemesis) rotUp(n *simNode) {
 		return
 	}
 	n.damaged.Store(true)
+	n.since.Store(m.c.elapsed())
 	what := rotFile(m.rng, all[m.rng.IntN(len(all))])
 	m.c.happened("rot while up")
 	m.c.logger.Warn("SIM: damage while up", "node", n.i+1, "what", what)
