@@ -195,39 +195,49 @@ func TestCutOffLeaderAnswers(t *testing.T) {
 	for name, state := range map[string]linkState{"silent": linkSilent, "loud": linkLoud} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			c := newCluster(t, 3, func(o *nodeOptions) { o.writeTimeout, o.readTimeout = 3*time.Second, 3*time.Second })
-			old := c.leader()
-			n := c.nodes[old]
-			c.put(old, "a", "1")
-			c.isolate(old, state)
-			start := time.Now()
-			flying := n.send(&request{ops: []operation{putOf("a", "2")}})
-			eventually(t, "the leader stays in office", func() bool { return !n.leads() })
-			if took, limit := time.Since(start), 1500*time.Millisecond; took > limit {
-				t.Errorf("the leader stepped down after %v, want within %v", took, limit)
-			}
-			if f := receive(t, flying, "the write under way is answered"); !errors.Is(f.err, errUnknownOutcome) && !errors.Is(f.err, errNoLeader) {
-				t.Errorf("the write under way: %v", f.err)
-			}
-			answered := time.Now()
-			if _, err := n.put("b", "1", ""); !errors.Is(err, errNoLeader) {
-				t.Errorf("a write: %v", err)
-			}
-			if _, err := n.read("a"); !errors.Is(err, errNoLeader) {
-				t.Errorf("a linearizable read: %v", err)
-			}
-			if took, limit := time.Since(answered), 2*n.patience()+time.Second; took > limit {
-				t.Errorf("the refusals took %v, want at most %v", took, limit)
-			}
-			if e, err := n.store.get([]byte("a"), selector{}); err != nil || e.seq > 1 {
-				t.Errorf("a stale read: %+v, %v", e.header, err)
-			}
-			if st := n.status(); st.ready || st.contact < 0 || st.contact > time.Since(start).Milliseconds() {
-				t.Errorf("status is %+v", st)
-			}
-			if took := c.healed(); took > healWithin {
-				t.Errorf("healing took %v", took)
-			}
+			calmly(t, func(slower int) (*testCluster, error) {
+				timeout := time.Duration(3*slower) * time.Second
+				c := newCluster(t, 3, electing(slower), func(o *nodeOptions) { o.writeTimeout, o.readTimeout = timeout, timeout })
+				old := c.leader()
+				n := c.nodes[old]
+				c.put(old, "a", "1")
+				c.isolate(old, state)
+				start := time.Now()
+				flying := n.send(&request{ops: []operation{putOf("a", "2")}})
+				eventually(t, "the leader stays in office", func() bool { return !n.leads() })
+				inOffice := time.Since(start)
+				if f := receive(t, flying, "the write under way is answered"); !errors.Is(f.err, errUnknownOutcome) && !errors.Is(f.err, errNoLeader) {
+					t.Errorf("the write under way: %v", f.err)
+				}
+				answered := time.Now()
+				if _, err := n.put("b", "1", ""); !errors.Is(err, errNoLeader) {
+					t.Errorf("a write: %v", err)
+				}
+				if _, err := n.read("a"); !errors.Is(err, errNoLeader) {
+					t.Errorf("a linearizable read: %v", err)
+				}
+				refusing := time.Since(answered)
+				if e, err := n.store.get([]byte("a"), selector{}); err != nil || e.seq > 1 {
+					t.Errorf("a stale read: %+v, %v", e.header, err)
+				}
+				if st := n.status(); st.ready || st.contact < 0 || st.contact > time.Since(start).Milliseconds() {
+					t.Errorf("status is %+v", st)
+				}
+				took := c.healed()
+				for _, step := range []struct {
+					what        string
+					took, limit time.Duration
+				}{
+					{"stepping down", inOffice, 1500 * time.Millisecond},
+					{"the refusals", refusing, 2*n.patience() + time.Second},
+					{"healing", took, healWithin},
+				} {
+					if limit := step.limit * time.Duration(slower); step.took > limit {
+						return c, fmt.Errorf("%s took %v, want at most %v", step.what, step.took, limit)
+					}
+				}
+				return c, nil
+			})
 		})
 	}
 }
