@@ -50,7 +50,9 @@ func (s *server) health(c *call) (reply, error) {
 			}
 		}
 	}
-	if st.diskFull {
+	if st.diskHangs {
+		a.Checks["disk"] = "hangs"
+	} else if st.diskFull {
 		a.Checks["disk"] = "full"
 	} else if st.noRoom {
 		a.Checks["disk"] = "full on the leader"

@@ -97,9 +97,9 @@ func (n *node) waitApplied(ctx context.Context, size uint64) error {
 // sign is one round. A crash before the record is durable leaves nothing; after
 // it, a record of a head that nobody has seen, which the next one extends.
 func (s *headSigner) sign() (*ownHead, error) {
-	size := s.n.store.size() // before the keys: they include every change up to this size
+	applied, size := s.n.fsm.Load().appliedIndex.Load(), s.n.store.size() // before the keys: they include every change up to here
 	keys := s.n.keys()
-	if err := s.agrees(size, keys); err != nil {
+	if err := s.agrees(size, applied, keys); err != nil {
 		return nil, err
 	}
 	root, err := s.n.root(size)
@@ -120,15 +120,16 @@ func (s *headSigner) sign() (*ownHead, error) {
 }
 
 // agrees checks that this node's tree and key go on from those last signed. If
-// they do not, the node has diverged, or has files of another.
-func (s *headSigner) agrees(size uint64, keys *ledgerKeys) error {
+// they do not, the node has diverged, or has files of another. keys are as of
+// the Raft index applied or later.
+func (s *headSigner) agrees(size, applied uint64, keys *ledgerKeys) error {
 	if err := s.n.refused(); err != nil {
 		return err
 	}
 	err := s.file.extends(size, s.n.root)
 	last := &s.file.last
 	if err == nil && last.key != (publicKey{}) && !keys.has(last.key) {
-		if s.n.fsm.Load().appliedIndex.Load() < last.index {
+		if applied < last.index {
 			return fmt.Errorf("%w: the ledger key this node signed with", errNotYetApplied)
 		}
 		err = fmt.Errorf("%w: this node signed %d entries with the ledger key %x, which the ledger never had", errDiverged, last.size, last.key)

@@ -227,6 +227,31 @@ func TestHeadRefused(t *testing.T) {
 	wantError(t, err, errNotYetApplied, "of 100 entries")
 }
 
+// TestHeadBeforeItsKey: after a restart the keys may be looked at just before
+// the one is replayed that signed last. That is no divergence.
+func TestHeadBeforeItsKey(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 1)
+	n := c.nodes[0]
+	c.put(0, "a", "1")
+	c.signed(0, 1, false)
+	before := n.keys()
+	if err := n.rotateLedgerKey(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	c.put(0, "b", "2")
+	c.signed(0, 2, false)
+	if n.signer.file.last.key == before.public() {
+		t.Fatal("the new key does not sign")
+	}
+	at := n.signer.file.last.index
+	wantError(t, n.signer.agrees(2, at-1, before), errNotYetApplied, "key this node signed with")
+	if err := n.refused(); err != nil {
+		t.Fatal(err)
+	}
+	wantError(t, n.signer.agrees(2, at, before), errDiverged, "which the ledger never had")
+}
+
 // checkUnproven checks that a server whose node signs nothing reads and writes,
 // and says why it proves nothing.
 func checkUnproven(t *testing.T, s *testServer, why string) {

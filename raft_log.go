@@ -96,6 +96,7 @@ type logStore struct {
 	number  uint64 // of the next frame
 	prev    uint32 // sum of the last frame
 	end     int64  // offset of the next frame in the last of files
+	lastAt  int64  // offset of the last frame; only at start
 	buf     []byte // for encoding
 	cut     bool   // the last change removed a suffix or everything
 
@@ -110,6 +111,7 @@ type logStore struct {
 	closed   atomic.Bool
 	poisoned atomic.Pointer[error]
 	busy     atomic.Int64 // when the StoreLogs in flight began, after opened; 0 = none
+	slow     atomic.Int64 // when the last slow one ended, after opened; 0 = none was
 }
 
 // openLogStore opens the Raft log in dir, or makes an empty one.
@@ -260,7 +262,7 @@ func (l *logStore) StoreLogs(logs []*raft.Log) error {
 		return nil
 	}
 	l.busy.Store(int64(time.Since(l.opened)) + 1)
-	defer l.busy.Store(0)
+	defer l.noteWrite()
 	l.writeMu.Lock()
 	defer l.writeMu.Unlock()
 	err := l.appendLocked(logs)
@@ -553,6 +555,20 @@ func (l *logStore) useless() *logFile {
 		return nil
 	}
 	return f
+}
+
+// noteWrite ends the time that a StoreLogs is in flight.
+func (l *logStore) noteWrite() {
+	if l.stalled(slowWrite) {
+		l.slow.Store(int64(time.Since(l.opened)))
+	}
+	l.busy.Store(0)
+}
+
+// slowLately reports whether a write is slow, or one was of late.
+func (l *logStore) slowLately() bool {
+	last := l.slow.Load()
+	return l.stalled(slowWrite) || last != 0 && time.Since(l.opened)-time.Duration(last) < slowFor
 }
 
 // stalled reports whether a StoreLogs is in flight for longer than d: the disk hangs.

@@ -18,6 +18,11 @@ var raftLevels = map[string]slog.Level{
 	"TRACE": slog.LevelDebug - 4, "DEBUG": slog.LevelDebug, "INFO": slog.LevelInfo, "ERROR": slog.LevelError,
 }
 
+// quietErrors are for those who debug only: a log in doubt is the reason this
+// process ends with, which main says aloud, and a node that still fetches
+// segments is no failure, as Raft has it.
+var quietErrors = []error{errLogPoisoned, errStablePoisoned, errFetching}
+
 // Write logs one line.
 func (r raftLogger) Write(line []byte) (int, error) {
 	level, text := slog.LevelWarn, bytes.TrimSpace(line)
@@ -29,8 +34,10 @@ func (r raftLogger) Write(line []byte) (int, error) {
 			text = bytes.TrimSpace(message)
 		}
 	}
-	if bytes.Contains(text, []byte(errFetching.Error())) { // Raft takes an answer for a failure
-		level = slog.LevelDebug
+	for _, err := range quietErrors {
+		if bytes.Contains(text, []byte(err.Error())) {
+			level = slog.LevelDebug
+		}
 	}
 	r.log.Log(context.Background(), level, string(text))
 	return len(line), nil

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"time"
 
@@ -115,10 +116,27 @@ func openStableStore(path string) (*stableStore, error) {
 	if err == nil {
 		s.db, err = bbolt.Open(path, 0o600, stableOptions())
 	}
+	if err == nil {
+		if err = s.secure(); err != nil {
+			s.close()
+		}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("raft term and vote %s: %w", path, err)
 	}
 	return s, nil
+}
+
+// secure makes what was read durable, which the last process may have failed
+// to, as with the end of the Raft log (secureEnd). The pages have their places;
+// where that is not enough, on a full disk that writes nothing in place, a sync
+// is all that can be done.
+func (s *stableStore) secure() error {
+	err := s.save(s.vote)
+	if diskFull(err) {
+		return s.db.Sync()
+	}
+	return err
 }
 
 // stableOptions are for a tiny file: the list of free pages is found by
@@ -232,6 +250,31 @@ func (s *stableStore) GetUint64(key []byte) (uint64, error) {
 
 // close closes the file; every value is durable already.
 func (s *stableStore) close() error { return s.db.Close() }
+
+// raftStable is the store as Raft has it once it runs.
+type raftStable struct {
+	*stableStore
+	fatal func(error) // the process must end
+}
+
+// Set is that of the store, if it works.
+func (s raftStable) Set(key, value []byte) error { return s.orEnd(s.stableStore.Set(key, value)) }
+
+// SetUint64 is that of the store, if it works.
+func (s raftStable) SetUint64(key []byte, value uint64) error {
+	return s.orEnd(s.stableStore.SetUint64(key, value))
+}
+
+// orEnd does not return an error. Raft panics over a term that is not stored,
+// before main can say why, and goes on after a vote that is not. So its
+// goroutine ends here, and the process with the reason.
+func (s raftStable) orEnd(err error) error {
+	if err != nil {
+		s.fatal(err)
+		runtime.Goexit()
+	}
+	return nil
+}
 
 // readVote reads the record from the file, without bbolt.
 func readVote(path string) (vote, error) {

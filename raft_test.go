@@ -145,6 +145,23 @@ func TestF6HungDisk(t *testing.T) {
 	}
 }
 
+// A node whose write of the Raft log does not come back is not ready, whatever
+// Raft, which waits with it, takes it for.
+func TestHangingDiskIsNotReady(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 1)
+	n := c.nodes[c.leader()]
+	eventually(t, "the node is ready", func() bool { return n.status().ready })
+	n.log.busy.Store(-int64(2 * hangsAfter)) // since before it was opened
+	if st := n.status(); st.ready || !st.diskHangs {
+		t.Errorf("with a write that hangs: %+v", st)
+	}
+	n.log.busy.Store(0)
+	if st := n.status(); !st.ready || st.diskHangs {
+		t.Errorf("after it: %+v", st)
+	}
+}
+
 // F5: a transfer that never ends makes Raft refuse every entry; the node asks
 // to be opened again, but not while a transfer takes its time.
 func TestF5TransferStuck(t *testing.T) {
@@ -260,6 +277,15 @@ func TestDivergenceStopsNode(t *testing.T) {
 
 // load writes through random nodes until stop; what is acknowledged is noted.
 func (c *testCluster) load(clients int) (acked *atomic.Int64, stop func()) {
+	all := make([]int, len(c.nodes))
+	for i := range all {
+		all[i] = i
+	}
+	return c.loadOn(clients, all...)
+}
+
+// loadOn is load through some of the nodes only.
+func (c *testCluster) loadOn(clients int, nodes ...int) (acked *atomic.Int64, stop func()) {
 	acked = new(atomic.Int64)
 	done := make(chan struct{})
 	var wg sync.WaitGroup
@@ -273,7 +299,7 @@ func (c *testCluster) load(clients int) (acked *atomic.Int64, stop func()) {
 				default:
 				}
 				key := fmt.Sprintf("load-%d-%d", id, k%50)
-				h, err := c.nodes[rng.IntN(len(c.nodes))].put(key, strings.Repeat("v", rng.IntN(3000)), fmt.Sprintf("load-%d-%d", id, k))
+				h, err := c.nodes[nodes[rng.IntN(len(nodes))]].put(key, strings.Repeat("v", rng.IntN(3000)), fmt.Sprintf("load-%d-%d", id, k))
 				switch {
 				case err == nil:
 					c.note(h)

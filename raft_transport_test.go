@@ -533,6 +533,7 @@ func TestRaftLogger(t *testing.T) {
 		"2026-11-22T15:28:57.160Z [INFO]  raft: i: a=1\n",
 		"2026-11-22T15:28:57.160Z [WARN]  raft: w: servers=\"2 of 3\"\n",
 		"2026-11-22T15:28:57.160Z [ERROR] raft-net: e\n",
+		"2026-11-22T15:28:57.160Z [ERROR] raft: failed to commit logs: error=\"raft log is poisoned: sync\"\n",
 		"something else\n",
 	} {
 		if n, err := l.Write([]byte(line)); n != len(line) || err != nil {
@@ -543,6 +544,7 @@ func TestRaftLogger(t *testing.T) {
 level=INFO msg="raft: i: a=1"
 level=WARN msg="raft: w: servers=\"2 of 3\""
 level=ERROR msg="raft-net: e"
+level=DEBUG msg="raft: failed to commit logs: error=\"raft log is poisoned: sync\""
 level=WARN msg="something else"
 `
 	if b.String() != want {

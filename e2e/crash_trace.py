@@ -19,6 +19,12 @@ CALLS = ("openat,open,creat,close,lseek,write,pwrite64,writev,pwritev,pwritev2,f
          "sync_file_range,sync,syncfs,sendfile,splice,copy_file_range,mmap")
 
 
+VKEY = re.compile(rb"scribe/[0-9a-f]{32}\+[0-9a-f]{8}\+[A-Za-z0-9+/=]+")
+NODE_VKEY = re.compile(rb"scribe/[0-9a-f]{32}/node-1\+[0-9a-f]{8}\+[A-Za-z0-9+/=]+")
+SEQ = re.compile(rb'"seq":(\d+)[,}]')
+HEAD = re.compile(rb"scribe/[0-9a-f]{32}(?:\n|\\n)(\d+)(?:\n|\\n)")
+
+
 class Unmodelled(Exception):
     """The process changed a file in a way this program cannot replay."""
 
@@ -109,6 +115,31 @@ def read_calls(out):
     return calls
 
 
+class Promise:
+    """What clients were told up to a moment: it must outlive a power cut."""
+
+    def __init__(self):
+        self.least, self.signed = 0, 0                # entries there are, entries a signed head covers
+        self.vkeys, self.node_vkey = [], None         # ledger keys in the order they were shown
+        self.tails = {}
+
+    def hear(self, sent):
+        """Take bytes that went into a socket."""
+        socket, data = sent
+        text = self.tails.get(socket, b"") + data
+        self.tails[socket] = text[-300:]
+        for found in SEQ.findall(text):
+            self.least = max(self.least, int(found) + 1)
+        for found in HEAD.findall(text):
+            self.signed = max(self.signed, int(found))
+        self.least = max(self.least, self.signed)
+        for found in VKEY.findall(text):
+            if found.decode() not in self.vkeys:
+                self.vkeys.append(found.decode())
+        for found in NODE_VKEY.findall(text):
+            self.node_vkey = found.decode()
+
+
 class Op:
     """One change of the disk, which a power cut can lose until a Sync covers it.
 
@@ -119,6 +150,10 @@ class Op:
         self.kind, self.inode, self.path = kind, inode, path
         self.number, self.step = step
         self.offset, self.data, self.size, self.to = offset, data, size, to
+
+    def offsets(self):
+        """Of the pieces of this in an image: all of it."""
+        return None
 
 
 class Sync:
@@ -140,6 +175,7 @@ class Trace:
         self.root, self.files, self.events = root, files or {root: None}, []
         self.names = {path: inode for inode, path in enumerate(self.files)}  # as the process sees them
         self.folders = {path for path, data in self.files.items() if data is None}
+        self.promise = Promise()  # of before
         self.inodes = len(self.names)
         self.steps = 0
 

@@ -4,40 +4,10 @@ import concurrent.futures
 import json
 import os
 import random
-import re
 
 import crash_trace
 from helpers import JSON, NDJSON, Cluster, raw_path, sha256
 from truth import entries
-
-VKEY = re.compile(rb"scribe/[0-9a-f]{32}\+[0-9a-f]{8}\+[A-Za-z0-9+/=]+")
-NODE_VKEY = re.compile(rb"scribe/[0-9a-f]{32}/node-1\+[0-9a-f]{8}\+[A-Za-z0-9+/=]+")
-SEQ = re.compile(rb'"seq":(\d+)[,}]')
-HEAD = re.compile(rb"scribe/[0-9a-f]{32}(?:\n|\\n)(\d+)(?:\n|\\n)")
-
-
-class Promise:
-    """What clients were told up to a moment: it must outlive a power cut."""
-
-    def __init__(self):
-        self.least, self.vkeys, self.node_vkey = 0, [], None  # entries; ledger keys in the order they were shown
-        self.tails = {}
-
-    def hear(self, sent):
-        """Take bytes that went into a socket."""
-        socket, data = sent
-        text = self.tails.get(socket, b"") + data
-        self.tails[socket] = text[-300:]
-        for found in SEQ.findall(text):
-            self.least = max(self.least, int(found) + 1)
-        for found in HEAD.findall(text):
-            self.least = max(self.least, int(found))
-        for found in VKEY.findall(text):
-            if found.decode() not in self.vkeys:
-                self.vkeys.append(found.decode())
-        for found in NODE_VKEY.findall(text):
-            self.node_vkey = found.decode()
-
 
 class Run:
     """One traced node, what it was sent and what it acknowledged."""
@@ -45,7 +15,7 @@ class Run:
     def __init__(self, folder, seed, **sections):
         self.rng = random.Random(seed)
         self.root = os.path.join(folder, "disk")
-        os.makedirs(self.root)
+        os.makedirs(self.root, exist_ok=True)
         self.cluster = Cluster(1, folder=folder, data_dirs={1: os.path.join(self.root, "data")},
                                storage={"segment_size": 64 << 10, **sections.pop("storage", {})}, log={"level": "warn"}, **sections)
         self.node = self.cluster.nodes[0]
@@ -54,6 +24,12 @@ class Run:
         self.acked = {}         # seq -> (key, op, sha256)
         self.repeats = {}       # seq -> (Idempotency-Key, key, value)
         self.again = 0
+
+    def follow(self, before):
+        """Be the same node after a power cut: with its addresses, and knowing what was sent to it."""
+        self.node.sections["network"] = before.node.sections["network"]
+        self.node.port = self.node.client.port = before.node.port
+        self.attempts, self.again = before.attempts, 1000
 
     def start(self):
         out = os.path.join(self.cluster.folder, f"life-{len(self.traces)}.strace")
@@ -216,6 +192,15 @@ def genesis(run):
         run.put(f"first/{i}", run.value())
     run.ask("POST", "/cluster/seal")
     run.ask("GET", "/ledger/checkpoint")
+
+
+def go_on(run):
+    """A start after a power cut, and some writes."""
+    run.start()
+    for i in range(5):
+        run.put(f"go on/{i}", run.value())
+    run.ask("POST", "/cluster/seal")
+    run.remember("go on/again", run.value())
 
 
 WORKLOADS = {"genesis": genesis, "small": small, "batches": batches, "large": large, "conditions": conditions,

@@ -16,6 +16,7 @@ import pathlib
 import queue
 import random
 import re
+import select
 import shutil
 import signal
 import socket
@@ -58,7 +59,7 @@ def wait_for(what, condition, timeout=20.0, interval=0.02):
 def binary():
     """Path of the program under test; builds it on the first call."""
     if "SCRIBE_BIN" not in os.environ:
-        cache = os.path.join(tempfile.gettempdir(), f"scribe-e2e-{os.getuid()}")
+        cache = os.path.join(tempfile.gettempdir(), f"scribe-e2e-{os.getuid()}-{sha256(ROOT.encode())[:8]}")  # one for each tree
         os.makedirs(cache, exist_ok=True)
         fresh = os.path.join(cache, f"scribe-ledger.{os.getpid()}")
         subprocess.run(["go", "build", "-trimpath", "-o", fresh, "."], cwd=ROOT, check=True)
@@ -143,12 +144,18 @@ class Client:
                 return
 
     def _connection(self, timeout):
-        try:
-            conn = self.idle.get_nowait()
-        except queue.Empty:
-            return self.connection("127.0.0.1", self.port, timeout=timeout), False
-        conn.sock.settimeout(timeout)
-        return conn, True
+        """An idle connection that the server has not closed, or a new one; whether it was used before."""
+        while True:
+            try:
+                conn = self.idle.get_nowait()
+            except queue.Empty:
+                return self.connection("127.0.0.1", self.port, timeout=timeout), False
+            poll = select.poll()
+            poll.register(conn.sock, select.POLLIN)
+            if not poll.poll(0):
+                conn.sock.settimeout(timeout)
+                return conn, True
+            conn.close()
 
     def _exchange(self, conn, method, path, body, headers):
         sent = whole = False

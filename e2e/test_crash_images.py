@@ -10,7 +10,7 @@ told by the last of those moments.
 
 import base64
 import collections
-import hashlib
+import copy
 import itertools
 import json
 import multiprocessing
@@ -19,16 +19,17 @@ import pickle
 import random
 import shutil
 import statistics
+import struct
 import sys
 import tempfile
 import time
-import unittest
+import traceback
 
 import crash_images
 import crash_trace
 import helpers
 from crash_images import KINDS, Disk
-from crash_workloads import WORKLOADS, Promise, Run
+from crash_workloads import WORKLOADS, Run, go_on
 from helpers import LONG, Node, Scenario, cli, free_port, raw_path, sha256, wait_for
 from truth import entries
 from verify_ledger import root_of
@@ -67,6 +68,7 @@ class Boot:
 
     def check(self, image, promise):
         """Start a node on the image; AssertionError if it breaks the promise."""
+        self.check_signed(image, promise)
         shutil.rmtree(os.path.join(self.folder, "disk"), ignore_errors=True)
         crash_images.write(image, self.expected.root, os.path.join(self.folder, "disk"))
         open(self.node.log, "w").close()
@@ -81,6 +83,12 @@ class Boot:
             if self.node.running():
                 self.node.kill()
         self.check_bytes(leaves)
+
+    def check_signed(self, image, promise):
+        """The node remembers the largest head that it gave out: the file signed says so before it starts."""
+        file = image.get(os.path.join(self.expected.root, "data/signed")) or b""
+        newest = max((struct.unpack(">QQ", file[at + 8:at + 24]) for at in range(0, len(file) - 23, 4096)), default=(0, 0))
+        require(newest[1] >= promise.signed, f"a head over {promise.signed} entries was given out, {newest[1]} are remembered")
 
     def serves(self):
         if not self.node.running():
@@ -153,7 +161,7 @@ def require(condition, message):
 
 def moments(trace):
     """The states of the disk that differ, each with the step that led there and all that was promised before the next."""
-    disk, promise, last = Disk(trace), Promise(), None
+    disk, promise, last = Disk(trace), copy.deepcopy(trace.promise), None
     for what, thing in trace.events:
         if what == "sent":
             promise.hear(thing)
@@ -195,12 +203,17 @@ def images(trace, plan, seed):
 
 def record(workload, seed, folder):
     """Run the workload under strace; the trace and what it must leave."""
-    run = Run(folder, seed)
-    WORKLOADS[workload](run)
+    if workload == "twice":
+        return record_twice(random.Random(seed), folder)
+    return finish(run := Run(folder, seed), crash_trace.Trace(run.root), WORKLOADS[workload])
+
+
+def finish(run, trace, workload):
+    """Run the workload; the trace, with all lives of the node in it, and what it must leave."""
+    workload(run)
     expected = Expected(run)
     run.end(run.node.stop)
     run.node.client.forget()
-    trace = crash_trace.Trace(run.root)
     for out in run.traces:
         trace.add(out)
         os.remove(out)
@@ -208,6 +221,21 @@ def record(workload, seed, folder):
     require(promise.least == len(expected.ledger), f"{promise.least} acknowledgements were traced, {len(expected.ledger)} entries are there")
     expected.vkeys = promise.vkeys
     return trace, expected
+
+
+def record_twice(rng, folder):
+    """The trace of a start after a power cut, so that the power can go again in the middle of it."""
+    run = Run(os.path.join(folder, "first"), rng.random())
+    trace, _ = finish(run, crash_trace.Trace(run.root), WORKLOADS[rng.choice(("small", "conditions", "restarts", "large"))])
+    number = rng.randrange(sum(1 for _ in moments(trace)))
+    disk, promise, _ = next(itertools.islice(moments(trace), number, None))
+    image = KINDS[rng.choice(("subset", "torn", "prefix", "one file"))](disk, rng)
+    after = Run(os.path.join(folder, "second"), rng.random())
+    after.follow(run)
+    crash_images.write(image, run.root, after.root)
+    trace = crash_trace.Trace(after.root, {after.root + path.removeprefix(run.root): data for path, data in image.items()})
+    trace.promise = promise
+    return finish(after, trace, go_on)
 
 
 class Result:
@@ -256,7 +284,14 @@ def job(workload, seed, wanted):
 
 
 def in_child(task):
-    return job(*task)
+    """job in a process of its own; what fails before there are images is a failure of the workload."""
+    try:
+        return job(*task)
+    except Exception:
+        result = Result(*task[:2])
+        result.failures.append(f"{task}: {traceback.format_exc()}")
+        helpers.close_all()
+        return result
 
 
 class CrashImages(Scenario):
@@ -267,16 +302,16 @@ class CrashImages(Scenario):
 
     def test_every_boundary(self):
         print(f"SCRIBE_SEED={SEED}", end=" ", flush=True)
-        wanted = os.environ.get("SCRIBE_WORKLOADS", ",".join(WORKLOADS)).split(",")
+        wanted = os.environ.get("SCRIBE_WORKLOADS", ",".join((*WORKLOADS, "twice"))).split(",")
         results, total = [], 0
         share = -(-IMAGES // len(wanted)) if not LONG else 1 << 30
+        tasks = ((name, SEED + turn, share) for turn in range(1000 if LONG else 1) for name in wanted)
         with multiprocessing.get_context("fork").Pool(JOBS, maxtasksperchild=1) as pool:
-            for turn in range(1000):
-                tasks = [(name, SEED + turn, share) for name in wanted]
-                results += pool.imap_unordered(in_child, tasks)
+            while total < IMAGES and (some := list(itertools.islice(tasks, 2 * JOBS))):
+                results += pool.imap_unordered(in_child, some)
                 total = sum(result.kinds.total() for result in results)
                 print(f"\n{total} images", end=" ", flush=True)
-                if total >= IMAGES or not LONG or any(result.failures for result in results):
+                if any(result.failures for result in results):
                     break
         report(results)
         self.assertEqual([failure for result in results for failure in result.failures], [])
@@ -286,8 +321,10 @@ class CrashImages(Scenario):
 def report(results):
     """Print what was started, by workload and kind."""
     print(f"\n{'workload':12}{'moments':>9}{'images':>8}  " + "".join(f"{kind:>10}" for kind in KINDS) + f"{'ms/image':>10}{'start p50':>10}{'max':>7}")
-    for name in WORKLOADS:
+    for name in (*WORKLOADS, "twice"):
         found = [result for result in results if result.workload == name]
+        if not found:
+            continue
         times = [t for result in found for t in result.times] or [0]
         kinds = sum((result.kinds for result in found), collections.Counter())
         spent = sum(result.took - result.recorded for result in found)
