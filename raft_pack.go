@@ -383,6 +383,9 @@ func (n *node) mayPropose() error {
 		return errHandingOver
 	}
 	if n.diskFull.Load() {
+		if len(n.withRoom()) > 0 {
+			return fmt.Errorf("%w: leadership is to be handed over", errNotApplied)
+		}
 		return fmt.Errorf("%w: %w", errNotApplied, errDiskFull)
 	}
 	return n.waitBacklog()

@@ -149,6 +149,7 @@ func (c *simCluster) violation(format string, args ...any) {
 // run is the whole life of the cluster: faults for so long, then peace, in which
 // it has to recover, and the whole truth at the end.
 func (c *simCluster) run(faults, every time.Duration) {
+	c.pace = min(c.pace, every/5)
 	var nodes, clients, watch sync.WaitGroup
 	for _, n := range c.nodes {
 		nodes.Go(n.keep)

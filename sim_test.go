@@ -29,6 +29,8 @@ type simTotals struct {
 //	SCRIBE_SIM_HOURS=100 go test -run 'TestSim$' -v .       100 virtual hours, an hour a seed
 //	SCRIBE_SIM_HOURS=8760 go test -run 'TestSim$' -timeout 0 -v .   a year
 //
+// SCRIBE_SIM_EVERY is the time between two faults in seconds: clients keep pace, and
+// lives are as much shorter.
 // SCRIBE_SEED with SCRIBE_SIM_HOURS is the first seed of a longer run;
 // SCRIBE_SIM_LOG is the directory for the logs of seeds that found something.
 func TestSim(t *testing.T) {
@@ -39,6 +41,10 @@ func TestSim(t *testing.T) {
 		count, faults, every = hours, time.Hour, 20*time.Second
 	case first > 0:
 		count, faults, every = 1, time.Hour, 20*time.Second
+	}
+	if s := envUint(t, "SCRIBE_SIM_EVERY"); s > 0 {
+		every = time.Duration(s) * time.Second
+		faults = min(faults, 180*every)
 	}
 	var totals simTotals
 	if hours > 0 {
