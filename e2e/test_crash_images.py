@@ -36,7 +36,7 @@ from verify_ledger import root_of
 
 SEED = int(os.environ.get("SCRIBE_SEED", random.randrange(1 << 32)))
 IMAGES = int(os.environ.get("SCRIBE_IMAGES", 12_000 if LONG else 350))
-JOBS = int(os.environ.get("SCRIBE_JOBS", 4))
+JOBS = int(os.environ.get("SCRIBE_JOBS", 4 if LONG else 2))
 READY = 15.0  # seconds within which an image must lead, on a machine that does other things too
 FAST = "/dev/shm" if os.path.isdir("/dev/shm") else None  # where images lie: to them nothing happens any more
 
