@@ -20,7 +20,10 @@ const (
 	linkOpen   linkState = iota
 	linkLoud             // connections break
 	linkSilent           // nothing arrives until the link is healed, as with TCP when packets are lost
+	linkSlow             // each piece takes up to slowLink
 )
+
+const slowLink = 100 * time.Millisecond
 
 var errLinkCut = errors.New("link is cut")
 
@@ -77,6 +80,9 @@ func (l *linkTable) pass(from, to int, wait func() error) error {
 			return nil
 		case linkLoud:
 			return errLinkCut
+		case linkSlow:
+			<-time.After(rand.N(slowLink))
+			return wait()
 		}
 		if err := wait(); err != nil {
 			return err

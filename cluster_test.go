@@ -106,7 +106,7 @@ func testOptions(t testing.TB, id uint64) nodeOptions {
 		segmentSize: 1 << 20, maxValueSize: 8 << 20, sealAfter: time.Hour,
 		electionMin: 250 * time.Millisecond, electionMax: 750 * time.Millisecond, heartbeat: 50 * time.Millisecond,
 		writeTimeout: 10 * time.Second, readTimeout: 5 * time.Second,
-		logger: testLogger(t), now: time.Now, logFileSize: 1 << 20,
+		logger: testLogger(t), now: time.Now, logFileSize: 1 << 20, logLimits: logLimits{bytes: 1},
 	}
 }
 
@@ -547,20 +547,12 @@ func checkStore(t testing.TB, s *store) {
 	}
 }
 
-// segmentFiles reads all segment files below dir.
+// segmentFiles reads all segment files below dir, by name.
 func segmentFiles(t testing.TB, dir string) map[string][]byte {
 	t.Helper()
 	files := make(map[string][]byte)
-	paths, err := filepath.Glob(filepath.Join(dir, segmentDir, "*"+segmentSuffix))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, p := range paths {
-		b, err := os.ReadFile(p)
-		if err != nil {
-			t.Fatal(err)
-		}
-		files[filepath.Base(p)] = b
+	for path, b := range readFiles(t, filepath.Join(dir, segmentDir, "*"+segmentSuffix)) {
+		files[filepath.Base(path)] = b
 	}
 	return files
 }

@@ -245,12 +245,12 @@ func (h *harness) restore(snap []byte, from *harness) error {
 	return h.fsm.Restore(io.NopCloser(bytes.NewReader(snap)))
 }
 
-// copyFile returns a body for fetchSegment: the bytes of a file.
-func copyFile(path string) func(io.Writer) error {
-	return func(w io.Writer) error {
+// copyFile returns a source for fetchSegment: the bytes of a file.
+func copyFile(path string) segmentSource {
+	return func(from uint64, w io.Writer) error {
 		b, err := os.ReadFile(path)
 		if err == nil {
-			_, err = w.Write(b)
+			_, err = w.Write(b[from:])
 		}
 		return err
 	}

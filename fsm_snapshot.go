@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"syscall"
 
 	"github.com/hashicorp/raft"
 )
@@ -24,11 +25,17 @@ import (
 //	     .     4  length of the ledger's keys, then the keys (fsm_key.go); not in
 //	              SCRSNAP1
 //	     .    32  SHA-256 of everything before
+//
+// Every later version keeps the first seven bytes, a version in the eighth and
+// the SHA-256 at the end, so that a flipped bit is not taken for another version.
 
 const (
 	snapshotMagic1 = "SCRSNAP1"
 	snapshotMagic  = "SCRSNAP2"
 )
+
+// snapshotVersions is how many versions of snapshots this program reads.
+const snapshotVersions = '2' - '0'
 
 // snapshot is a parsed snapshot.
 type snapshot struct {
@@ -67,12 +74,15 @@ func (s *snapshot) append(b []byte) []byte {
 
 // parseSnapshot reads a whole snapshot.
 func parseSnapshot(b []byte) (*snapshot, error) {
-	if len(b) < 24+sha256.Size || string(b[:8]) != snapshotMagic && string(b[:8]) != snapshotMagic1 {
+	if len(b) < 24+sha256.Size || string(b[:7]) != snapshotMagic[:7] {
 		return nil, fmt.Errorf("%w: snapshot of %d bytes lacks its magic", errCorrupt, len(b))
 	}
 	body, sum := b[:len(b)-sha256.Size], hash(b[len(b)-sha256.Size:])
 	if got := hash(sha256.Sum256(body)); got != sum {
 		return nil, fmt.Errorf("%w: snapshot has SHA-256 %s, its bytes give %s", errCorrupt, sum, got)
+	}
+	if v := b[7] - '0'; v < 1 || v > snapshotVersions {
+		return nil, fmt.Errorf("%w: snapshot has version %q, this program reads 1 to %d", errFormat, b[7], snapshotVersions)
 	}
 	s := &snapshot{cluster: clusterID(body[8:24])}
 	at, rest, err := parseCheckpoint(body[24:])
@@ -129,6 +139,28 @@ var errFetching = errors.New("still fetching segments")
 // errFetching at once. What this node has already is left as it is.
 func (f *fsm) Restore(r io.ReadCloser) error {
 	defer r.Close()
+	before := f.index
+	err := f.restore(r)
+	m := &f.store.o.metrics.snapshot
+	switch {
+	case err == nil && f.index > before:
+		m.installed.add(1)
+	case errors.Is(err, errFetching):
+		m.refused[snapshotFetching].add(1)
+	case errors.Is(err, errFormat):
+		m.refused[snapshotVersion].add(1)
+	case errors.Is(err, errCorrupt):
+		m.refused[snapshotCorrupt].add(1)
+	case errors.Is(err, errDiverged):
+		m.refused[snapshotDiverged].add(1)
+	case err != nil:
+		m.refused[snapshotOther].add(1)
+	}
+	return err
+}
+
+// restore is one try to install a snapshot.
+func (f *fsm) restore(r io.Reader) error {
 	b, err := io.ReadAll(r)
 	if err != nil {
 		return err
@@ -202,7 +234,11 @@ func (f *fsm) install(snap *snapshot, fetched []fetchedSegment) error {
 	if err != nil {
 		return err
 	}
-	if err := f.store.install(snap.at, fetched, snap.window); err != nil {
+	err = f.store.install(snap.at, fetched, snap.window)
+	if errors.Is(err, syscall.ENOSPC) {
+		return err // nothing has changed, and the leader offers it again
+	}
+	if err != nil {
 		f.broken = err
 		f.fail(err)
 		return err

@@ -42,7 +42,7 @@ func (s *server) health(c *call) (reply, error) {
 	if st.leader != nil {
 		a.Leader = &st.leader.id
 	}
-	for name, state := range map[string]string{"archive": st.archive, "storage": st.storage, "signing": st.signing} {
+	for name, state := range map[string]string{"archive": st.archive, "storage": st.storage, "signing": st.signing, "segments": st.segments} {
 		if state != "" {
 			a.Checks[name] = state
 			if state != "ok" {

@@ -134,7 +134,7 @@ func TestSegmentDamaged(t *testing.T) {
 		c.put(i, "k", "a value")
 		c.sealAll()
 		s := c.nodes[i].store
-		eventually(t, "no segment", func() bool { return s.manifest.Load().confirmed == 1 })
+		eventually(t, "no segment", func() bool { return s.manifest.Load().confirmed == 1 && len(s.durable.Load().segments) == 1 })
 		path, target := segmentsOf(s)[0], "/ledger/segments/"+s.durable.Load().segments[0].id()
 		good := string(readFile(t, path))
 		for _, part := range [][]string{nil, {"Range: bytes=0-9"}} {

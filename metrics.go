@@ -42,8 +42,34 @@ type metrics struct {
 		leader  gauge `help:"1 while this node leads."`
 		contact gauge `help:"Milliseconds since the leader was heard; -1 = never."`
 	}
+	log struct {
+		bytes   gauge   `help:"Bytes that the files of the Raft log take."`
+		behind  gauge   `help:"Entries of the Raft log that the checkpoint covers."`
+		dropped counter `help:"Entries dropped from the Raft log, which the checkpoint covers."`
+	}
+	snapshot struct {
+		sent      counter                      `help:"Snapshots read for followers."`
+		installed counter                      `help:"Snapshots installed."`
+		refused   [len(snapshotLabels)]counter `help:"Snapshots not installed when they were offered." label:"reason"`
+	}
+	fetch struct {
+		segments     counter                   `help:"Segments fetched from other nodes."`
+		bytes        counter                   `help:"Bytes of segments fetched."`
+		wireBytes    counter                   `help:"Bytes that travelled for them, compressed or not."`
+		resumed      counter                   `help:"Segments continued where an earlier try had ended."`
+		resumedBytes counter                   `help:"Bytes that did not have to be fetched again."`
+		refused      [len(fetchLabels)]counter `help:"Peers left while they sent a segment." label:"fault"`
+		peers        gauge                     `help:"Peers that send segments now."`
+		missing      gauge                     `help:"Segments of a snapshot that are not here yet."`
+		rate         gauge                     `help:"Bytes a second of the last pieces fetched, of all peers together."`
+		waiting      gauge                     `help:"1 while there is no room on the disk for what is fetched."`
+		served       counter                   `help:"Bytes of segments sent to other nodes."`
+		busy         counter                   `help:"Requests for segments turned away because enough are being sent."`
+	}
 	store struct {
 		corrupt counter `help:"Reads that found damaged bytes."`
+		removed counter `help:"Leftover files removed."`
+		unknown gauge   `help:"Files in the data directory that this program does not know and leaves alone."`
 	}
 	disk struct {
 		free gauge `help:"Bytes free for this node's data directory."`
@@ -94,7 +120,19 @@ var (
 	classLabels     = [...]string{"1xx", "2xx", "3xx", "4xx", "5xx"}
 	dropLabels      = [...]string{"malformed", "version", "foreign", "forged", "stale", "replayed", "crowded"}
 	peerStateLabels = [...]string{"alive", "suspect", "dead"}
-	labelValues     = map[string][]string{"route": routeLabels[:], "class": classLabels[:], "cause": dropLabels[:], "state": peerStateLabels[:]}
+	snapshotLabels  = [...]string{"fetching", "corrupt", "version", "diverged", "other"}
+	fetchLabels     = [...]string{"lacks", "busy", "stalled", "slow", "broken", "corrupt"}
+	labelValues     = map[string][]string{"route": routeLabels[:], "class": classLabels[:], "cause": dropLabels[:], "state": peerStateLabels[:],
+		"reason": snapshotLabels[:], "fault": fetchLabels[:]}
+)
+
+// Indexes of snapshotLabels.
+const (
+	snapshotFetching = iota
+	snapshotCorrupt
+	snapshotVersion
+	snapshotDiverged
+	snapshotOther
 )
 
 // counter is a number that only grows.

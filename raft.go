@@ -33,10 +33,13 @@ import (
 //	raft_diverge.go    whether all nodes have the same; raft_repair.go what then
 //	raft_key.go        the ledger's key and this node's own
 //	raft_checkpoint.go signed tree heads; raft_cosign.go what other nodes say of them
+//	raft_slow.go       a slow disk
 //	raft_space.go      what happens before the disk is full
-//	raft_snapshot.go   snapshots and the segments they name
+//	raft_snapshot.go   snapshots; raft_fetch.go the segments they name
+//	raft_compact.go    which part of the Raft log is kept
 //	raft_witness.go    the witnesses that cosign checkpoints
 //	raft_peers.go      what the nodes know of each other
+//	raft_handover.go   handing over leadership
 //	raft_member.go     joining, leaving and voting; raft_move.go what a member
 //	                   does that was moved, copied or removed
 //	raft_log.go        the Raft log on disk
@@ -71,7 +74,8 @@ type node struct {
 	fsm       atomic.Pointer[fsm]
 	readyTerm atomic.Uint64 // the term in which this leader has applied everything before it
 	diskFull  atomic.Bool
-	draining  atomic.Bool // leadership is being handed over
+	door      doorway     // of this leader: shut while leadership is being handed over
+	transfers sync.Mutex  // held for a transfer
 	caughtUp  atomic.Bool // since its start this node has had all that the leader had at some moment
 
 	checks  comparisons
@@ -83,7 +87,9 @@ type node struct {
 	uploads  longMutex     // held by the leader for an upload or a seal: never both at a time
 	failures chan error
 	fetches  segmentFetcher
-	lastD    atomic.Uint64 // Raft index of the newest checkpoint: the log before it goes with the next
+	serving  atomic.Int32  // segments being sent to other nodes
+	lastD    atomic.Uint64 // Raft index of the newest checkpoint
+	ages     logAges       // of the Raft log
 
 	// Moments of the monotonic clock; nil = that is not so. See age.
 	lostAt        atomic.Pointer[time.Time] // since when no leader is known
@@ -136,15 +142,17 @@ type nodeOptions struct {
 	now     func() time.Time
 
 	// For tests: how connections are made, how soon Raft tells what is committed
-	// (0 = commitTimeout), and what breaks on disk.
+	// and nodes say hello (0 = commitTimeout, helloEvery), and what breaks on disk.
 	dial        func(ctx context.Context, addr string) (net.Conn, error)
 	listen      func(addr string) (net.Listener, error)
 	commitAfter time.Duration
+	helloAfter  time.Duration
 	space       func(dir string) (diskSpace, error) // nil: as the file system says
 	storeFault  func(step string) error
 	alter       func(command []byte) []byte // what this node applies in place of a command
 	logDisk     logDisk
 	logFileSize int64
+	logLimits   logLimits                         // zero = defaultLogLimits
 	treeFault   func(size uint64, root hash) hash // what this node takes for the root
 }
 
@@ -214,7 +222,8 @@ func openNode(o nodeOptions) (_ *node, err error) {
 		return nil, err
 	}
 	n.transport = newRaftTransport(n.port, transportOptions{
-		stalled: func() bool { return n.log.stalled(time.Second) },
+		stalled: n.stalled,
+		waits:   n.waitsFor,
 		sendsTo: n.sendsTo,
 		timeout: 10 * time.Second,
 		logger:  o.logger,
@@ -482,9 +491,10 @@ func (n *node) observeLeader(r *raft.Raft) {
 		case <-ch:
 			n.leaderless()
 			n.changing.fire()
-			time.AfterFunc(n.silence(), func() {
-				if addr, _ := n.leaderServer(); addr != "" {
-					n.streams.leavePacks(string(addr))
+			addr, _ := n.leaderServer()
+			time.AfterFunc(n.grace(string(addr)), func() {
+				if now, _ := n.leaderServer(); now == addr {
+					n.streams.leave(string(addr))
 				}
 			})
 		}
@@ -522,18 +532,28 @@ func (n *node) leads() bool {
 // errReplaced is why the context of whileLeads ended.
 var errReplaced = errors.New("the leader that was asked was replaced and does not answer")
 
-// whileLeads returns a context that ends a moment after this node hears that
-// another one leads than that at addr, which was asked something. A leader that
-// is alive answers when it loses its office; one that hangs does not, and its
-// connections stay open: who waits for it would not turn to the new one.
+// grace is how long a former leader may still answer what it was asked, when the
+// one at addr leads now, "" = nobody.
+func (n *node) grace(addr string) time.Duration {
+	if addr == "" {
+		return n.patience() // it may be heard again
+	}
+	return n.silence()
+}
+
+// whileLeads returns a context that ends some time after this node hears that
+// not the one at addr leads any more, which was asked something. A leader that
+// is alive answers when it loses its office; one that hangs or is cut off does
+// not, and its connections stay open: who waits for it would not turn to the
+// new one.
 func (n *node) whileLeads(ctx context.Context, addr string) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	go func() {
 		for ctx.Err() == nil {
 			changed := n.changing.next()
 			var late <-chan time.Time
-			if now, _ := n.leaderServer(); now != "" && string(now) != addr {
-				late = time.After(n.silence())
+			if now, _ := n.leaderServer(); string(now) != addr {
+				late = time.After(n.grace(string(now)))
 			}
 			select {
 			case <-changed:
@@ -572,65 +592,10 @@ func (n *node) fail(err error) {
 // opened again.
 func (n *node) failed() <-chan error { return n.failures }
 
-// transfer hands leadership to the node with the given id, 0 = to the most
-// advanced one, and returns when it is gone. A follower passes it on.
-func (n *node) transfer(ctx context.Context, to uint64) error {
-	addr, _ := n.leaderServer()
-	if addr == "" {
-		return errNoLeader
-	}
-	r := n.raft.Load()
-	if r.State() != raft.Leader {
-		return n.call(ctx, http.MethodPost, string(addr), "/transfer", transferRequest{to}, nil)
-	}
-	// What is under way lands first, and nothing new starts: otherwise its
-	// outcome would be unknown. Those who ask meanwhile try the next leader.
-	n.draining.Store(true)
-	defer n.draining.Store(false)
-	if err := n.wait(r.Barrier(time.Second)); err != nil {
-		return err
-	}
-	if to == 0 {
-		to = n.roomiest()
-	}
-	done := make(chan error, 1)
-	go func() { // may stay behind for ever: raft.md F5
-		if to == 0 {
-			done <- r.LeadershipTransfer().Error()
-			return
-		}
-		s, ok := n.server(to)
-		if !ok {
-			done <- fmt.Errorf("%w: no node has id %d", errNotFound, to)
-			return
-		}
-		if s.Suffrage != raft.Voter { // Raft would make it a candidate for ever
-			done <- fmt.Errorf("node %d does not vote and cannot lead", to)
-			return
-		}
-		done <- r.LeadershipTransferToServer(s.ID, s.Address).Error()
-	}()
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-// transferRequest asks the leader to hand over leadership.
-type transferRequest struct {
-	To uint64 `json:"to"`
-}
-
 // close hands over leadership, stops everything and releases the directory.
 // What was acknowledged is on disk; nothing else is promised.
 func (n *node) close(ctx context.Context) error {
-	if r := n.raft.Load(); r != nil && r.State() == raft.Leader && len(n.voters()) > 1 {
-		if err := n.transfer(ctx, 0); err != nil {
-			n.o.logger.Warn("leadership was not handed over", "error", err)
-		}
-	}
+	n.handOver(ctx)
 	return n.release()
 }
 

@@ -48,6 +48,7 @@ type hello struct {
 	Applied     uint64 `json:"applied"` // entries
 	Index       uint64 `json:"index"`   // Raft index applied
 	DiskFull    bool   `json:"disk_full,omitempty"`
+	Slow        bool   `json:"slow,omitempty"`    // its disk is
 	NodeKey     string `json:"node_key"`          // base64 of the public key this node cosigns with
 	Leader      string `json:"leader,omitempty"`  // internal address of the leader it knows
 	Doubt       bool   `json:"doubt,omitempty"`   // it does not know whether its bytes are right
@@ -390,7 +391,7 @@ func (n *node) hello() hello {
 	h := hello{
 		ID: self.NodeID, Incarnation: self.Incarnation, Name: self.ClusterName, ClusterID: self.ClusterID,
 		Expect: n.o.expect, HTTP: n.o.httpURL, Raft: n.o.raftAddr, Region: n.o.region, Version: n.o.version,
-		Applied: n.store.size(), DiskFull: n.diskFull.Load(), NodeKey: base64.StdEncoding.EncodeToString(n.key.Public().(ed25519.PublicKey)),
+		Applied: n.store.size(), DiskFull: n.diskFull.Load(), Slow: n.log.slowLately(), NodeKey: base64.StdEncoding.EncodeToString(n.key.Public().(ed25519.PublicKey)),
 	}
 	if self.Pledge != nil {
 		h.Pledge = self.Pledge.ClusterID

@@ -482,36 +482,6 @@ func TestWipedNodeJoinsAnew(t *testing.T) {
 	c.put(lost, "after", "1")
 }
 
-// writers keeps writing through node i until stop, which fails the test unless
-// every write was acknowledged.
-func (c *testCluster) writers(i int) (stop func()) {
-	done, ended := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(ended)
-		for k := 0; ; k++ {
-			select {
-			case <-done:
-				return
-			default:
-			}
-			h, err := c.nodes[i].put(fmt.Sprint("during-", k), "x", "")
-			if err != nil {
-				c.t.Errorf("write %d through node %d: %v", k, i+1, err)
-				return
-			}
-			c.note(h)
-		}
-	}()
-	return func() {
-		select {
-		case <-done:
-		default:
-			close(done)
-		}
-		<-ended
-	}
-}
-
 // configurations returns the Raft configurations in the log of node i, oldest first.
 func (c *testCluster) configurations(i int) (all []raft.Configuration) {
 	c.t.Helper()

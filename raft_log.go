@@ -96,6 +96,7 @@ type logStore struct {
 	number  uint64 // of the next frame
 	prev    uint32 // sum of the last frame
 	end     int64  // offset of the next frame in the last of files
+	lastAt  int64  // offset of the last frame; only at start
 	buf     []byte // for encoding
 	cut     bool   // the last change removed a suffix or everything
 
@@ -110,6 +111,7 @@ type logStore struct {
 	closed   atomic.Bool
 	poisoned atomic.Pointer[error]
 	busy     atomic.Int64 // when the StoreLogs in flight began, after opened; 0 = none
+	slow     atomic.Int64 // when the last slow one ended, after opened; 0 = none was
 }
 
 // openLogStore opens the Raft log in dir, or makes an empty one.
@@ -260,7 +262,7 @@ func (l *logStore) StoreLogs(logs []*raft.Log) error {
 		return nil
 	}
 	l.busy.Store(int64(time.Since(l.opened)) + 1)
-	defer l.busy.Store(0)
+	defer l.noteWrite()
 	l.writeMu.Lock()
 	defer l.writeMu.Unlock()
 	err := l.appendLocked(logs)
@@ -483,6 +485,24 @@ func (l *logStore) deleteRange(min, max uint64) error {
 	return nil
 }
 
+// back returns the oldest index from which the entries before end take at most
+// size bytes; end itself if there are none such.
+func (l *logStore) back(end uint64, size int64) uint64 {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	end = min(max(end, l.first), l.next)
+	for i := len(l.files) - 1; i >= 0 && end > l.first; i-- {
+		f := l.files[i]
+		for len(f.spans) > 0 && end > max(f.first, l.first) && end <= f.first+uint64(len(f.spans)) {
+			if size -= int64(f.spans[end-1-f.first].size); size < 0 {
+				return end
+			}
+			end--
+		}
+	}
+	return end
+}
+
 // reset empties the log, durably; the next entry may be base+1.
 func (l *logStore) reset(base uint64) error {
 	if err := l.restart(base + 1); err != nil {
@@ -535,6 +555,20 @@ func (l *logStore) useless() *logFile {
 		return nil
 	}
 	return f
+}
+
+// noteWrite ends the time that a StoreLogs is in flight.
+func (l *logStore) noteWrite() {
+	if l.stalled(slowWrite) {
+		l.slow.Store(int64(time.Since(l.opened)))
+	}
+	l.busy.Store(0)
+}
+
+// slowLately reports whether a write is slow, or one was of late.
+func (l *logStore) slowLately() bool {
+	last := l.slow.Load()
+	return l.stalled(slowWrite) || last != 0 && time.Since(l.opened)-time.Duration(last) < slowFor
 }
 
 // stalled reports whether a StoreLogs is in flight for longer than d: the disk hangs.

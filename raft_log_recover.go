@@ -57,7 +57,10 @@ func (l *logStore) recover() error {
 	if err := l.splitReady(); err != nil {
 		return err
 	}
-	return l.removeTorn(torn)
+	if err := l.removeTorn(torn); err != nil {
+		return err
+	}
+	return l.secureEnd()
 }
 
 // listFiles returns the numbers of the log's files in order and removes an
@@ -141,6 +144,7 @@ func (l *logStore) scanFile(file *logFile, b []byte) (*logTorn, error) {
 		if err := l.replay(file, b[at:], &f, int64(at)); err != nil {
 			return nil, l.corrupt(file, int64(at), err)
 		}
+		l.lastAt = int64(at)
 		at += f.size()
 		l.end = int64(at)
 	}
@@ -259,6 +263,33 @@ func (l *logStore) removeTorn(torn *logTorn) error {
 		"index", torn.index, "reason", torn.reason.Error())
 	if err := writeZeros(torn.file.handle, torn.offset, torn.bytes); err != nil {
 		return fmt.Errorf("raft log %s: removing a torn write: %w", logPath(l.dir, torn.file.number), err)
+	}
+	return nil
+}
+
+// secureEnd makes the last frame and the names of the files durable before
+// anybody is told of them. The process before may have ended between a write
+// and its sync, or because the sync failed: then the system has dropped what it
+// could not write, still shows it to those who read, and a sync of it succeeds
+// without a write. So the frame is written again. All before it was durable
+// before it was written. A crash here leaves the frame or a torn write.
+func (l *logStore) secureEnd() error {
+	if len(l.files) == 0 {
+		return nil
+	}
+	if err := l.maker.syncDir(); err != nil {
+		return fmt.Errorf("raft log: %w", err)
+	}
+	file := l.files[len(l.files)-1]
+	if file.frames == 0 {
+		return nil
+	}
+	b := make([]byte, l.end-l.lastAt)
+	if _, err := file.handle.ReadAt(b, l.lastAt); err != nil {
+		return fmt.Errorf("raft log %s: %w", logPath(l.dir, file.number), err)
+	}
+	if err := writeSynced(file.handle, b, l.lastAt); err != nil {
+		return fmt.Errorf("raft log %s: writing the last frame again: %w", logPath(l.dir, file.number), err)
 	}
 	return nil
 }

@@ -11,14 +11,17 @@ import (
 //	2026-11-22T15:28:57.160Z [WARN]  raft: heartbeat timeout reached: last-leader-id=
 //
 // become slog records. Lines below the level raft was given never come here.
-// What it says of a log in doubt is the reason this process ends with, which
-// main says aloud: here it is for those who debug.
 type raftLogger struct{ log *slog.Logger }
 
 // raftLevels maps the level of a line; what is not here is logged as a warning.
 var raftLevels = map[string]slog.Level{
 	"TRACE": slog.LevelDebug - 4, "DEBUG": slog.LevelDebug, "INFO": slog.LevelInfo, "ERROR": slog.LevelError,
 }
+
+// quietErrors are for those who debug only: a log in doubt is the reason this
+// process ends with, which main says aloud, and a node that still fetches
+// segments is no failure, as Raft has it.
+var quietErrors = []error{errLogPoisoned, errStablePoisoned, errFetching}
 
 // Write logs one line.
 func (r raftLogger) Write(line []byte) (int, error) {
@@ -31,8 +34,10 @@ func (r raftLogger) Write(line []byte) (int, error) {
 			text = bytes.TrimSpace(message)
 		}
 	}
-	if bytes.Contains(text, []byte(errLogPoisoned.Error())) || bytes.Contains(text, []byte(errStablePoisoned.Error())) {
-		level = slog.LevelDebug
+	for _, err := range quietErrors {
+		if bytes.Contains(text, []byte(err.Error())) {
+			level = slog.LevelDebug
+		}
 	}
 	r.log.Log(context.Background(), level, string(text))
 	return len(line), nil

@@ -256,9 +256,9 @@ func TestLeaderLeaves(t *testing.T) {
 	c.put(lead, "c", "3")
 }
 
-// patientWriters keeps writing through node i until stop; it repeats what has
+// writers keeps writing through node i until stop; it repeats what has
 // no leader or an unknown outcome.
-func (c *testCluster) patientWriters(i int) (stop func()) {
+func (c *testCluster) writers(i int) (stop func()) {
 	done, ended := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(ended)
@@ -369,7 +369,7 @@ func TestMembersUnderFaults(t *testing.T) {
 	t.Parallel()
 	c := newGrowing(t, 3, 1)
 	c.start(3)
-	stop := c.patientWriters(3)
+	stop := c.writers(3)
 	defer stop()
 	c.join(0, 3, true)
 	for range rounds(t, 1) {

@@ -32,6 +32,7 @@ const (
 type waiting struct {
 	body []byte // encoded request
 	done func(result, error)
+	came time.Time
 }
 
 // flight is a pack on its way. Requests that came one after the other are
@@ -77,9 +78,10 @@ type packer struct {
 	large longMutex // held while a request that needs parts is encoded and sent
 
 	mu      sync.Mutex
-	queue   []waiting // not in a pack yet
-	bytes   int       // of queue
-	again   []*flight // not applied, to be started again, first of all
+	queue   []waiting   // not in a pack yet
+	bytes   int         // of queue
+	expiry  *time.Timer // of what is first in queue
+	again   []*flight   // not applied, to be started again, first of all
 	flying  int
 	last    uint64
 	running bool          // dispatch runs
@@ -108,7 +110,8 @@ func (n *node) submit(ctx context.Context, r *request) (result, error) {
 }
 
 // submitAsync is submit for callers that do not wait: done is called once, from
-// any goroutine, within the write time-out. Requests of one caller are applied
+// any goroutine, after at most one write time-out in line, which says that nothing
+// was applied, and one under way. Requests of one caller are applied
 // in the order of its calls, except that one of more than packSize bytes finds
 // its own place: let those before it be done first, and it before those after
 // it. If submitAsync returns an error, done is never called and nothing was
@@ -122,7 +125,7 @@ func (n *node) submitAsync(r *request, done func(result, error)) error {
 		n.done.Go(func() { n.upload(r, done) })
 		return nil
 	}
-	return n.packer.add(waiting{appendRequest(make([]byte, 0, size), r), done})
+	return n.packer.add(waiting{appendRequest(make([]byte, 0, size), r), done, time.Now()})
 }
 
 // add queues a request and makes sure that somebody takes it.
@@ -134,6 +137,11 @@ func (p *packer) add(w waiting) error {
 	}
 	p.queue = append(p.queue, w)
 	p.bytes += len(w.body)
+	if p.expiry == nil {
+		p.expiry = time.AfterFunc(p.n.o.writeTimeout, p.expireQueue)
+	} else if len(p.queue) == 1 {
+		p.expiry.Reset(p.n.o.writeTimeout)
+	}
 	if !p.running {
 		p.running = true
 		if p.landed == nil {
@@ -220,6 +228,24 @@ func (p *packer) expire(f *flight) {
 	}
 }
 
+// expireQueue answers the requests that were in line for too long: those ahead of
+// them do not land, or cannot even be sent.
+func (p *packer) expireQueue() {
+	p.mu.Lock()
+	k := 0
+	for ; k < len(p.queue) && time.Since(p.queue[k].came) >= p.n.o.writeTimeout; k++ {
+		p.bytes -= len(p.queue[k].body)
+	}
+	late := p.queue[:k:k]
+	if p.queue = p.queue[k:]; len(p.queue) > 0 {
+		p.expiry.Reset(p.n.o.writeTimeout - time.Since(p.queue[0].came))
+	}
+	p.mu.Unlock()
+	for i := range late {
+		late[i].done(result{}, errNoLeader)
+	}
+}
+
 // land notes that a flight is over.
 func (p *packer) land() {
 	p.mu.Lock()
@@ -281,6 +307,9 @@ func (p *packer) retry(f *flight, changed <-chan struct{}, err error) {
 // was certainly not applied.
 var errNotApplied = errors.New("not applied")
 
+// errHandingOver is returned instead of letting anything in at the end of a term.
+var errHandingOver = fmt.Errorf("%w: leadership is being handed over", errNotApplied)
+
 // failedLanding is a landing that brings nothing but err.
 func failedLanding(err error) func() ([]result, error) {
 	return func() ([]result, error) { return nil, err }
@@ -325,9 +354,13 @@ func (n *node) proposePack(body []byte) func() ([]result, error) {
 	if err := n.mayPropose(); err != nil {
 		return failedLanding(err)
 	}
+	if !n.door.enter() {
+		return failedLanding(errHandingOver)
+	}
 	appendPackHeader(body[:0], n.o.now().UnixMilli())
 	f := n.raft.Load().Apply(body, enqueueLimit)
 	return func() ([]result, error) {
+		defer n.door.leave()
 		if err := f.Error(); err != nil {
 			return nil, n.fate(err)
 		}
@@ -343,13 +376,16 @@ func (n *node) mayPropose() error {
 	if err := n.mayServe(); err != nil {
 		return fmt.Errorf("%w: %w", errNotApplied, err)
 	}
-	if n.raft.Load() == nil {
+	if n.raft.Load() == nil || n.ctx.Err() != nil {
 		return fmt.Errorf("%w: %w", errNotApplied, errNoLeader)
 	}
-	if n.draining.Load() {
-		return fmt.Errorf("%w: leadership is being handed over", errNotApplied)
+	if n.door.isShut() {
+		return errHandingOver
 	}
 	if n.diskFull.Load() {
+		if len(n.withRoom()) > 0 {
+			return fmt.Errorf("%w: leadership is to be handed over", errNotApplied)
+		}
 		return fmt.Errorf("%w: %w", errNotApplied, errDiskFull)
 	}
 	return n.waitBacklog()

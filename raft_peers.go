@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"maps"
 	"net/http"
@@ -42,6 +43,7 @@ type nodeStatus struct {
 	archive   string
 	storage   string // "ok", or what is damaged on this node's disk
 	signing   string // "ok", or why this node signs no tree head
+	segments  string // "", or what is missing and comes from other nodes
 }
 
 const (
@@ -132,7 +134,7 @@ func (n *node) peerLoop() {
 				n.fail(err)
 			}
 		}
-		n.pause(helloEvery)
+		n.pause(cmp.Or(n.o.helloAfter, helloEvery))
 	}
 }
 
@@ -248,11 +250,11 @@ func (n *node) describe(s raft.Server, leader raft.ServerID) memberInfo {
 	h, state := hello{}, stateDead
 	if s.ID == serverID(n.identity()) {
 		h, state = n.hello(), stateAlive
-	} else if p, ok := n.peers.get(s.ID); ok {
-		h, state = p.hello, n.shownState(s.ID, p)
 	} else {
+		p, ok := n.peers.get(s.ID)
+		h, state = p.hello, n.shownState(s.ID, p)
 		for _, f := range n.self.Load().Members { // not heard yet: what the founders wrote down
-			if f.ID == id {
+			if f.ID == id && !ok {
 				h.HTTP, h.Region = f.HTTP, f.Region
 			}
 		}
@@ -270,7 +272,7 @@ func (n *node) status() nodeStatus {
 	s := nodeStatus{
 		clusterID: self.ClusterID, name: self.ClusterName, nodeID: self.NodeID, role: "forming", contact: -1,
 		size: n.store.size(), manifest: n.store.currentManifest(), diskFull: n.diskFull.Load(), noRoom: n.leaderFull(),
-		diskHangs: n.log.stalled(hangsAfter), storage: n.store.storageState(), signing: "ok",
+		diskHangs: n.log.stalled(hangsAfter), storage: n.store.storageState(), signing: "ok", segments: n.fetches.state(),
 	}
 	if err := n.refused(); err != nil {
 		s.signing = err.Error()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -26,11 +27,21 @@ const (
 	internalIdle    = 2 * time.Minute  // of the server; the client lets go before it
 	clientIdle      = time.Minute
 	clientIdleConns = 32 // per peer
+
+	// After a cable is cut both ends believe in their connections for a quarter of
+	// an hour, and once it is mended TCP waits as long again as it was cut before
+	// it tries them. So they end early, and new ones are made all the time.
+	dialTimeout = 2 * time.Second // TCP asks again after one
+	unheardFor  = 3 * time.Second // what was sent; then the connection ends
 )
 
 // errDial is wrapped by errors that came before a connection was there: nothing
 // was sent.
 var errDial = errors.New("no connection")
+
+// keepAlive ends a connection whose other end is silent, by asking for a sign of
+// life when nothing else was sent.
+var keepAlive = net.KeepAliveConfig{Enable: true, Idle: unheardFor - 2*time.Second, Interval: time.Second, Count: 2}
 
 // portOptions is what an internal port needs; zero fields take the values of production.
 type portOptions struct {
@@ -65,7 +76,9 @@ type internalPort struct {
 // listenInternal opens the internal port at addr and admits peers from now on.
 func listenInternal(addr string, o portOptions) (*internalPort, error) {
 	if o.listen == nil {
-		o.listen = func(addr string) (net.Listener, error) { return net.Listen("tcp", addr) }
+		o.listen = func(addr string) (net.Listener, error) {
+			return (&net.ListenConfig{KeepAliveConfig: keepAlive}).Listen(context.Background(), "tcp", addr)
+		}
 	}
 	l, err := o.listen(addr)
 	if err != nil {
@@ -82,7 +95,7 @@ func listenInternal(addr string, o portOptions) (*internalPort, error) {
 	}
 	if o.dial == nil {
 		o.dial = func(ctx context.Context, addr string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "tcp", addr)
+			return (&net.Dialer{Timeout: dialTimeout, KeepAliveConfig: keepAlive}).DialContext(ctx, "tcp", addr)
 		}
 	}
 	p := &internalPort{
@@ -243,6 +256,12 @@ func (c *peerConn) setPeer(kind connKind, peer identity) {
 	c.port.mu.Lock()
 	c.kind, c.peer = kind, peer
 	c.port.mu.Unlock()
+	if kind == kindHTTP { // a server reads a large body when it has room for it: the other end is not gone
+		return
+	}
+	if err := limitUnheard(c.Conn, unheardFor); err != nil {
+		c.port.o.logger.Warn("internal connection will notice late when it is cut", "peer", c.RemoteAddr(), "error", err)
+	}
 }
 
 // Close ends the connection; more calls do nothing.
@@ -256,6 +275,9 @@ func (c *peerConn) Close() error {
 	})
 	return nil
 }
+
+// ReadFrom lets the kernel send a file, where it can.
+func (c *peerConn) ReadFrom(r io.Reader) (int64, error) { return io.Copy(c.Conn, r) }
 
 // closeConns closes the connections that match.
 func (p *internalPort) closeConns(match func(*peerConn) bool) {

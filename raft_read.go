@@ -109,13 +109,13 @@ func (n *node) tryReadRound(ctx context.Context) error {
 	if addr == "" {
 		return errNoLeader
 	}
-	asked, cancel := n.whileLeads(ctx, string(addr))
-	size, err := n.askNumber(asked, string(addr), askConfirm)
-	cancel()
+	ctx, cancel := n.whileLeads(ctx, string(addr))
+	defer cancel()
+	size, err := n.askNumber(ctx, string(addr), askConfirm)
 	if err != nil {
 		return err
 	}
-	return n.waitCommitted(ctx, size)
+	return n.waitCommitted(ctx, size) // from this leader
 }
 
 // isReady tells whether this leader has applied everything before its term.

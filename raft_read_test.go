@@ -163,6 +163,41 @@ func TestReadWithoutLeader(t *testing.T) {
 	}
 }
 
+// A follower that is cut off without a word does not wait for its half-open
+// connections: reads, and writes that were under way, learn that there is no
+// leader long before they would time out.
+func TestFollowerCutOff(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 3, impatient)
+	lead := c.leader()
+	cut := (lead + 1) % 3
+	c.put(cut, "a", "1")
+	n := c.nodes[cut]
+	c.isolate(cut, linkSilent)
+	start := time.Now()
+	writes := make(chan error)
+	go func() {
+		_, err := n.put("b", "1", "")
+		writes <- err
+	}()
+	for range 2 {
+		if _, err := n.read("a"); !errors.Is(err, errNoLeader) {
+			t.Errorf("a follower that is cut off reads: %v", err)
+		}
+	}
+	if err := <-writes; !errors.Is(err, errUnknownOutcome) && !errors.Is(err, errNoLeader) {
+		t.Errorf("a follower that is cut off writes: %v", err)
+	}
+	if took, limit := time.Since(start), n.o.readTimeout; took > limit {
+		t.Errorf("it took %v, longer than a read may: %v", took, limit)
+	}
+	c.links.heal()
+	eventually(t, "no write through the node that was cut off", func() bool {
+		_, err := n.put("c", "1", "")
+		return err == nil
+	})
+}
+
 // impatient shortens the wait for a leader.
 func impatient(o *nodeOptions) {
 	o.electionMin, o.electionMax = 100*time.Millisecond, 300*time.Millisecond

@@ -74,7 +74,10 @@ func (n *node) refetch(info segmentInfo, write func(body func(io.Writer) error) 
 	}
 	err := errors.New("no other node to fetch from")
 	for _, s := range n.fetches.sources() {
-		werr := write(func(w io.Writer) error { return n.pullSegment(string(s.Address), info.id(), w) })
+		werr := write(func(w io.Writer) error {
+			_, err := n.pullPiece(n.ctx, string(s.Address), info, 0, info.size, false, func(pulled) bool { return false }, w)
+			return err
+		})
 		if werr == nil {
 			n.o.logger.Info("segment fetched again", "segment", info.id(), "from", s.ID)
 			return nil

@@ -81,21 +81,6 @@ func (n *node) proposeSeal() error {
 	return err
 }
 
-// checkpointMoved is called when D has moved: the Raft log before the previous
-// D can go, and the leader has a segment to confirm. The log from the previous
-// D on stays, so that a node that is a segment behind gets it from the log.
-func (n *node) checkpointMoved(at checkpoint) {
-	n.wakeSeal()
-	keep := n.lastD.Swap(at.index)
-	first, err := n.log.FirstIndex()
-	if err != nil || first == 0 || keep <= first {
-		return
-	}
-	if err := n.log.DeleteRange(first, keep-1); err != nil {
-		n.o.logger.Error("shortening the Raft log", "error", err)
-	}
-}
-
 // seal returns when the manifest covers everything written before the call, on
 // all nodes that can be reached.
 func (n *node) seal(ctx context.Context) error {

@@ -191,7 +191,7 @@ func TestF7NodeVotesWhileItFetches(t *testing.T) {
 	eventually(t, "no segment is wanted", func() bool {
 		n.fetches.mu.Lock()
 		defer n.fetches.mu.Unlock()
-		return n.fetches.running
+		return n.fetches.workers > 0
 	})
 	term := n.raft.Load().CurrentTerm()
 	c.kill(lead)

@@ -116,10 +116,27 @@ func openStableStore(path string) (*stableStore, error) {
 	if err == nil {
 		s.db, err = bbolt.Open(path, 0o600, stableOptions())
 	}
+	if err == nil {
+		if err = s.secure(); err != nil {
+			s.close()
+		}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("raft term and vote %s: %w", path, err)
 	}
 	return s, nil
+}
+
+// secure makes what was read durable, which the last process may have failed
+// to, as with the end of the Raft log (secureEnd). The pages have their places;
+// where that is not enough, on a full disk that writes nothing in place, a sync
+// is all that can be done.
+func (s *stableStore) secure() error {
+	err := s.save(s.vote)
+	if diskFull(err) {
+		return s.db.Sync()
+	}
+	return err
 }
 
 // stableOptions are for a tiny file: the list of free pages is found by

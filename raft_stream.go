@@ -44,7 +44,7 @@ const (
 
 	streamHead     = 9
 	streamMax      = 16 << 20
-	streamDeadline = 10 * time.Second // for one write
+	streamDeadline = 5 * time.Second // for one write, or for what was written to be received
 )
 
 // streamFrame is one question or answer.
@@ -207,14 +207,15 @@ func (t *streamTable) to(ctx context.Context, addr string, packs bool) (*peerStr
 	return s, nil
 }
 
-// leavePacks closes the streams for packs to all but the leader. An old leader
-// that is alive has answered what it was sent; one that hangs would hold up
-// the packs behind, for its connections stay open.
-func (t *streamTable) leavePacks(leader string) {
+// leave closes the streams for packs to all but the leader and, when there is
+// none, all streams. An old leader that is alive has answered what it was sent;
+// one that hangs or is cut off would hold up what is behind, for its connections
+// stay open.
+func (t *streamTable) leave(leader string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for key, s := range t.streams {
-		if key.packs && key.addr != leader {
+		if leader == "" || key.packs && key.addr != leader {
 			s.out.conn.Close() // receive ends then
 			delete(t.streams, key)
 		}
@@ -270,10 +271,19 @@ func (n *node) streamLoop(l net.Listener) {
 }
 
 // serveStream answers one stream. Packs are proposed in the order they come;
-// what takes time is waited for elsewhere.
+// what takes time is waited for elsewhere. All that a follower sends at a time
+// is read, also while packs are held back: to its kernel a full connection would
+// look like one that is cut.
 func (n *node) serveStream(conn net.Conn) {
 	in := bufio.NewReaderSize(conn, 64<<10)
 	out := &frameWriter{conn: conn}
+	packs := make(chan streamFrame, packFlights)
+	defer close(packs)
+	n.done.Go(func() {
+		for f := range packs {
+			n.servePack(out, f)
+		}
+	})
 	for {
 		f, err := readStreamFrame(in)
 		if err != nil {
@@ -281,7 +291,7 @@ func (n *node) serveStream(conn net.Conn) {
 		}
 		switch f.kind {
 		case askPack:
-			n.servePack(out, f)
+			packs <- f
 		case askConfirm:
 			go n.serveConfirm(out, f)
 		case askTerm:

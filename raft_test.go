@@ -277,6 +277,15 @@ func TestDivergenceStopsNode(t *testing.T) {
 
 // load writes through random nodes until stop; what is acknowledged is noted.
 func (c *testCluster) load(clients int) (acked *atomic.Int64, stop func()) {
+	all := make([]int, len(c.nodes))
+	for i := range all {
+		all[i] = i
+	}
+	return c.loadOn(clients, all...)
+}
+
+// loadOn is load through some of the nodes only.
+func (c *testCluster) loadOn(clients int, nodes ...int) (acked *atomic.Int64, stop func()) {
 	acked = new(atomic.Int64)
 	done := make(chan struct{})
 	var wg sync.WaitGroup
@@ -290,7 +299,7 @@ func (c *testCluster) load(clients int) (acked *atomic.Int64, stop func()) {
 				default:
 				}
 				key := fmt.Sprintf("load-%d-%d", id, k%50)
-				h, err := c.nodes[rng.IntN(len(c.nodes))].put(key, strings.Repeat("v", rng.IntN(3000)), fmt.Sprintf("load-%d-%d", id, k))
+				h, err := c.nodes[nodes[rng.IntN(len(nodes))]].put(key, strings.Repeat("v", rng.IntN(3000)), fmt.Sprintf("load-%d-%d", id, k))
 				switch {
 				case err == nil:
 					c.note(h)

@@ -65,6 +65,7 @@ func parseServerID(id raft.ServerID) (node, incarnation uint64, err error) {
 // transportOptions is what a transport needs; zero fields take the values of production.
 type transportOptions struct {
 	stalled func() bool                                  // this node's own StoreLogs hangs; nil = never
+	waits   func(leader raft.ServerID, term uint64) bool // this node is writing what it got from that leader; nil = never
 	sendsTo func(raft.ServerID, raft.ServerAddress) bool // this node leads and the server is a member at the address; nil = it sends once
 	timeout time.Duration                                // of one call; 0 = raftTimeout
 	budget  int                                          // bytes of entries in one AppendEntries; 0 = appendBudget
@@ -172,9 +173,7 @@ func (t *raftTransport) serve(c *peerConn) {
 				t.o.logger.Error("raft stream closed", "from", c.RemoteAddr(), "error", err)
 				return
 			}
-			select {
-			case t.consume <- rpc:
-			case <-t.done:
+			if !t.pass(rpc, serverID(c.peer)) {
 				return
 			}
 		case <-c.gone:

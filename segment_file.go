@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
@@ -424,8 +425,13 @@ func (m memoryValue) ReadAt(b []byte, at int64) (int, error) {
 
 // records calls f with each record in order and its place; it checks the
 // directory, every record and, with values, every value. It returns the root
-// over the leaves it saw.
+// over the leaves it saw. A record is valid until f returns.
 func (s *segmentFile) records(values bool, f func(*record, place) error) (hash, error) {
+	return s.leaves(values, func(r *record, pl place, _ hash) error { return f(r, pl) })
+}
+
+// leaves is records that also gives f each leaf.
+func (s *segmentFile) leaves(values bool, f func(*record, place, hash) error) (hash, error) {
 	crc := crc32.New(castagnoli)
 	if _, err := io.Copy(crc, io.NewSectionReader(s.f, int64(s.directoryAt), int64(s.count*directoryEntrySize))); err != nil {
 		return hash{}, err
@@ -446,11 +452,13 @@ func (s *segmentFile) records(values bool, f func(*record, place) error) (hash, 
 				return hash{}, err
 			}
 		}
-		tree.append(leafHash(r.raw))
-		if err := f(&r, place{uint32(offset), uint16(n)}); err != nil {
+		leaf := leafHash(r.raw)
+		tree.append(leaf)
+		if err := f(&r, place{uint32(offset), uint16(n)}, leaf); err != nil {
 			return hash{}, err
 		}
 		offset += int64(n)
+		in.Discard(n)
 	}
 	return tree.root(), nil
 }
@@ -466,23 +474,29 @@ func (s *segmentFile) headers(seq, end uint64) ([][]byte, error) {
 	in := bufio.NewReaderSize(io.NewSectionReader(s.f, at, int64(s.directoryAt)-at), 32<<10)
 	raws := make([][]byte, 0, end-seq)
 	for ; seq < end; seq++ {
-		r, _, err := s.nextRecord(in, seq)
+		r, n, err := s.nextRecord(in, seq)
 		if err != nil {
 			return nil, err
 		}
-		raws = append(raws, r.raw)
+		raws = append(raws, bytes.Clone(r.raw))
+		in.Discard(n)
 	}
 	return raws, nil
 }
 
-// nextRecord reads the record of seq from in and returns it with its size.
+// nextRecord returns the record of seq that in begins with, and its size. It is
+// in the memory of in, which the caller discards.
 func (s *segmentFile) nextRecord(in *bufio.Reader, seq uint64) (record, int, error) {
 	fixed, err := in.Peek(recordFixed)
 	if err != nil {
 		return record{}, 0, s.bad(seq, fmt.Errorf("%w: records end early", errCorrupt))
 	}
-	buf := make([]byte, recordFixed+int(binary.BigEndian.Uint16(fixed[16:])))
-	if _, err := io.ReadFull(in, buf); err != nil {
+	n := int(binary.BigEndian.Uint16(fixed[16:]))
+	if n > maxHeaderSize {
+		return record{}, 0, s.bad(seq, fmt.Errorf("%w: record says its header has %d bytes", errCorrupt, n))
+	}
+	buf, err := in.Peek(recordFixed + n)
+	if err != nil {
 		return record{}, 0, s.bad(seq, fmt.Errorf("%w: records end early", errCorrupt))
 	}
 	r, err := parseRecord(buf)

@@ -251,6 +251,7 @@ func (m *nemesis) rotUp(n *simNode) {
 		return
 	}
 	n.damaged.Store(true)
+	n.since.Store(m.c.elapsed())
 	what := rotFile(m.rng, all[m.rng.IntN(len(all))])
 	m.c.happened("rot while up")
 	m.c.logger.Warn("SIM: damage while up", "node", n.i+1, "what", what)
@@ -295,12 +296,15 @@ func (m *nemesis) member(kind string, n *simNode) {
 		m.ask(n, kind, func(ctx context.Context, up *node) error { return up.transfer(ctx, n.o.id) })
 		return
 	}
+	if slices.ContainsFunc(m.c.nodes, func(o *simNode) bool { return o.damaged.Load() }) {
+		return // one that stays may have to go
+	}
 	through := m.c.nodes[m.rng.IntN(len(m.c.nodes))]
 	m.during(kind, "member", m.some(time.Minute), func() {
 		m.ask(through, "", func(ctx context.Context, up *node) error {
 			return up.changeMember(ctx, &memberChange{Leave: true, ID: n.o.id})
 		})
-	}, func() {})
+	}, m.takeBack)
 }
 
 // ask has a node do something, beside everything else.

@@ -189,7 +189,7 @@ func (s *simNet) set(from, to int, w simWay) {
 		c.out.hold(w.state == linkSilent)
 		switch {
 		case w.state == linkLoud:
-			c.breakLocked("broken")
+			c.breakLocked("then a connection broke")
 		case old.state == linkSilent && w.state == linkOpen && s.rng.IntN(4) == 0:
 			c.vanishLocked()
 		}
@@ -232,7 +232,7 @@ func (s *simNet) kill(node int) {
 	defer s.mu.Unlock()
 	for c := range s.conns {
 		if c.node == node {
-			c.breakLocked("broken")
+			c.breakLocked("then a connection broke")
 		}
 	}
 }
@@ -257,7 +257,7 @@ func (s *simNet) powerOn(node int) {
 	s.off[node] = false
 	for c := range s.conns {
 		if c.peer == node {
-			c.breakLocked("broken")
+			c.breakLocked("then a connection broke")
 		}
 	}
 	s.mu.Unlock()
@@ -283,7 +283,7 @@ func (c *simConn) breakLocked(how string) {
 // vanishLocked makes the connection half-open: nothing arrives any more, and
 // each end learns it by itself.
 func (c *simConn) vanishLocked() {
-	c.net.count.add("half-open")
+	c.net.count.add("then a connection was half-open")
 	c.in.lose()
 	c.out.lose()
 	time.AfterFunc(simKeepAlive, func() {
@@ -300,7 +300,7 @@ func (c *simConn) Write(b []byte) (int, error) {
 	w := c.net.ways[[2]int{c.node, c.peer}]
 	delay := c.net.delayLocked(w)
 	if w.state == linkLoud || w.reset > 0 && c.net.rng.Float64() < w.reset {
-		c.breakLocked("reset")
+		c.breakLocked("connection reset")
 	}
 	c.net.mu.Unlock()
 	return c.out.write(b, delay, w.rate)
@@ -440,7 +440,7 @@ func (p *simPipe) write(b []byte, delay time.Duration, rate float64) (int, error
 func (p *simPipe) read(b []byte) (int, error) {
 	for {
 		p.mu.Lock()
-		n, err, until := p.takeLocked(b)
+		n, until, err := p.takeLocked(b)
 		p.mu.Unlock()
 		if n > 0 || err != nil || len(b) == 0 {
 			return n, err
@@ -459,27 +459,27 @@ func (p *simPipe) read(b []byte) (int, error) {
 }
 
 // takeLocked takes what has arrived, or says when to look again.
-func (p *simPipe) takeLocked(b []byte) (n int, err error, until time.Time) {
+func (p *simPipe) takeLocked(b []byte) (n int, until time.Time, err error) {
 	now := time.Now()
 	switch {
 	case p.closed:
-		return 0, net.ErrClosed, until
+		return 0, until, net.ErrClosed
 	case !p.deadline.IsZero() && !now.Before(p.deadline):
-		return 0, os.ErrDeadlineExceeded, until
+		return 0, until, os.ErrDeadlineExceeded
 	case p.failed != nil:
-		return 0, p.failed, until
+		return 0, until, p.failed
 	}
 	until = p.deadline
 	if p.held || p.lost {
-		return 0, nil, until
+		return 0, until, nil
 	}
 	for n < len(b) && len(p.chunks) > 0 && !p.chunks[0].at.After(now) {
 		c := &p.chunks[0]
 		if c.b == nil {
 			if n == 0 {
-				return 0, io.EOF, until
+				return 0, until, io.EOF
 			}
-			return n, nil, until
+			return n, until, nil
 		}
 		k := copy(b[n:], c.b)
 		if n, c.b = n+k, c.b[k:]; len(c.b) == 0 {
@@ -489,5 +489,5 @@ func (p *simPipe) takeLocked(b []byte) (n int, err error, until time.Time) {
 	if n == 0 && len(p.chunks) > 0 && (until.IsZero() || p.chunks[0].at.Before(until)) {
 		until = p.chunks[0].at
 	}
-	return n, nil, until
+	return n, until, nil
 }

@@ -40,8 +40,7 @@ type simNode struct {
 
 	failing atomic.Bool  // something was done to it that may end it
 	damaged atomic.Bool  // its disk was damaged at rest: it may refuse to start
-	hurt    atomic.Int64 // ns of the bubble when it was damaged or wiped last
-	lives   atomic.Int64
+	since   atomic.Int64 // when it was damaged or started last, whichever is later, as elapsed says
 }
 
 // simStoreFaults is what is to go wrong with the steps of the store.
@@ -64,8 +63,8 @@ func newSimNode(c *simCluster, i int, addrs []string) *simNode {
 		id: uint64(i + 1), httpURL: fmt.Sprintf("http://node-%d", i+1), raftAddr: addrs[i], raftListen: addrs[i],
 		clusterName: "sim", secret: "sim", expect: c.founders, version: "sim", learner: i >= c.founders,
 		segmentSize: 64 << 10, maxValueSize: 1 << 20, sealAfter: c.sealAfter, scrubRate: 1 << 30, scrubPause: simScrubPause,
-		electionMin: time.Second, electionMax: 3 * time.Second, heartbeat: 500 * time.Millisecond,
-		writeTimeout: simWriteTimeout, readTimeout: simReadTimeout, commitAfter: 500 * time.Millisecond,
+		electionMin: simElection, electionMax: 3 * simElection, heartbeat: simElection / 2,
+		writeTimeout: simWriteTimeout, readTimeout: simReadTimeout, commitAfter: simElection / 2, helloAfter: time.Second,
 		logger: c.logger.With("on", i+1), now: func() time.Time { return time.Now().Add(time.Duration(n.skew.Load())) },
 		dial:        func(ctx context.Context, addr string) (net.Conn, error) { return c.net.dial(ctx, i, addr) },
 		listen:      func(addr string) (net.Listener, error) { return c.net.listen(i, addr) },
@@ -209,7 +208,7 @@ func (n *simNode) boot() {
 		n.mu.Lock()
 		n.up, n.gone, n.users = up, make(chan struct{}), new(sync.WaitGroup)
 		n.mu.Unlock()
-		n.lives.Add(1)
+		n.since.Store(n.c.elapsed())
 		n.c.wakeUp.fire()
 		return
 	}
@@ -223,12 +222,11 @@ func (n *simNode) boot() {
 		}
 	case n.damaged.Load():
 		n.c.logger.Warn("SIM: a node refuses its damaged disk and gets a new one", "node", n.i+1, "error", err)
-		n.c.happened("refused and wiped")
+		n.c.happened("then a node refused its disk and got a new one")
 		n.damaged.Store(false)
-		n.hurt.Store(n.c.elapsed())
 		n.newDisk()
 	case n.failing.Load() || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EIO):
-		n.c.happened("start failed")
+		n.c.happened("then a node failed to start")
 	default:
 		n.c.violation("node %d does not start: %v", n.i+1, err)
 		n.newDisk() // go on with what there is
@@ -241,11 +239,11 @@ func (n *simNode) ended(err error) {
 	n.downFor = 100 * time.Millisecond
 	switch {
 	case errors.Is(err, errRestart):
-		n.c.happened("opened again")
+		n.c.happened("then a node opened itself again")
 	case errors.Is(err, errDiverged):
 		n.c.violation("node %d says that it has diverged: %v", n.i+1, err)
 	case errors.Is(err, errSimPower), errors.Is(err, errSimIO), errors.Is(err, errSimFull), n.failing.Load(), n.damaged.Load():
-		n.c.happened("ended itself")
+		n.c.happened("then a node ended itself")
 		n.downFor = n.some(5 * time.Second)
 	default:
 		n.c.violation("node %d ended itself though nothing was done to it: %v", n.i+1, err)

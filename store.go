@@ -49,12 +49,13 @@ type store struct {
 	waiters []sizeWaiter
 	recent  recentTiles // tiles of the tree over all published entries
 
-	tree  tileTree // grows recent; owned by the apply goroutine
-	ahead treeAhead
-	tiles tileCache
-	files fileCache
-	scrub scrubState
-	lists sync.Mutex // serialises changes of the list of runs, in ledger.db and in index
+	tree     tileTree // grows recent; owned by the apply goroutine
+	ahead    treeAhead
+	tiles    tileCache
+	files    fileCache
+	scrub    scrubState
+	lists    sync.Mutex // serialises changes of the list of runs, in ledger.db and in index
+	flushing sync.Mutex // held while a part goes to the disk
 
 	wake    chan struct{} // there is something for the seal goroutine
 	drained *sync.Cond    // on mu: sealing became shorter, or the store stopped
@@ -137,6 +138,9 @@ func openStore(o storeOptions) (*store, error) {
 	if err == nil {
 		err = s.openTree(state)
 	}
+	if err == nil {
+		err = s.sweep()
+	}
 	if err != nil {
 		ledger.close()
 		return nil, err
@@ -179,7 +183,11 @@ func (s *store) recover(state *durableState) error {
 // openSegment opens the file of a sealed segment and checks that it is the one
 // the manifest means.
 func (s *store) openSegment(info segmentInfo) (*segmentFile, error) {
-	path := s.segmentPath(info)
+	return s.openSegmentAt(s.segmentPath(info), info)
+}
+
+// openSegmentAt is openSegment of a file under another name.
+func (s *store) openSegmentAt(path string, info segmentInfo) (*segmentFile, error) {
 	f, err := openSegmentFile(path)
 	if err != nil {
 		return nil, err

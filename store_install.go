@@ -16,40 +16,121 @@ type fetchedSegment struct {
 	run  runInfo
 }
 
-// fetchSegment brings one sealed segment to this node's disk: body gives the
-// file's bytes, which are checked against the SHA-256 and the root of info
-// before anything names them. A segment that is already there and good is
-// kept. A crash leaves a file that nothing names.
-func (s *store) fetchSegment(info segmentInfo, body func(io.Writer) error) (fetchedSegment, error) {
-	path := s.segmentPath(info)
-	if _, err := os.Stat(path); err != nil {
-		if err := s.writeFetched(info, body); err != nil {
-			return fetchedSegment{}, err
-		}
+// fetchSegment brings one sealed segment to this node's disk, with its run and
+// its part of the tree. A crash leaves a part (store_part.go), or files that
+// nothing names yet: a segment that is found whole is kept.
+func (s *store) fetchSegment(info segmentInfo, source segmentSource) (fetchedSegment, error) {
+	c, err := s.wholeSegment(info)
+	if err == nil && c == nil {
+		c, err = s.receiveSegment(info, source)
 	}
-	run, err := writeRun(filepath.Join(s.o.dir, indexDir), 0, info.first, info.end()-1, s.segmentRecords(info, s.readRecords)) // checks every record and the root
 	if err != nil {
-		if errors.Is(err, errCorrupt) { // a bad copy that nothing names yet: get another one
-			os.Remove(path)
-			s.files.drop(info.first)
-		}
+		return fetchedSegment{}, fmt.Errorf("fetching segment %s: %w", info.id(), err)
+	}
+	run, err := writeRun(filepath.Join(s.o.dir, indexDir), 0, info.first, info.end()-1, sortedRecords(c.records))
+	if err != nil {
 		return fetchedSegment{}, err
 	}
-	return fetchedSegment{info, run}, s.growAhead(info)
+	return fetchedSegment{info, run}, s.growAhead(info, c.leaves)
 }
 
-// writeFetched makes the file of a segment from what body gives, if that is
+// wholeSegment reads a segment that is there already, nil if none is or it is damaged.
+func (s *store) wholeSegment(info segmentInfo) (*segmentContents, error) {
+	if err := s.checkSum(info, func(int) error { return s.running() }); err != nil {
+		if damagedFile(err) {
+			err = nil
+		}
+		return nil, err
+	}
+	f, err := s.openSegment(info)
+	if err != nil {
+		return nil, err
+	}
+	defer f.close()
+	return contentsOf(f, info)
+}
+
+// receiveSegment makes the file of a segment from what source gives, if that is
 // what info says.
+func (s *store) receiveSegment(info segmentInfo, source segmentSource) (*segmentContents, error) {
+	p, err := s.openPart(info)
+	if err != nil {
+		return nil, err
+	}
+	defer p.file.Close()
+	if p.size > 0 {
+		s.o.metrics.fetch.resumed.add(1)
+		s.o.metrics.fetch.resumedBytes.add(p.size)
+	}
+	if err := source(p.size, p); err != nil {
+		return nil, err
+	}
+	c, err := s.checkPart(p)
+	if errors.Is(err, errCorrupt) {
+		os.Remove(p.file.Name())
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := p.publish(); err != nil {
+		return nil, err
+	}
+	s.files.drop(info.first)
+	return c, nil
+}
+
+// checkPart reads a part that is whole, if it is what the manifest says.
+func (s *store) checkPart(p *segmentPart) (*segmentContents, error) {
+	if err := checkSegmentSum(p.sum, p.info); err != nil {
+		return nil, err
+	}
+	f, err := s.openSegmentAt(p.file.Name(), p.info)
+	if err != nil {
+		return nil, err
+	}
+	defer f.close()
+	return contentsOf(f, p.info)
+}
+
+// segmentContents is what the key index and the tree take from a segment.
+type segmentContents struct {
+	records []indexRecord // in order of seq
+	leaves  []hash
+}
+
+// contentsOf reads all records of a segment file and checks them and their root.
+func contentsOf(f *segmentFile, info segmentInfo) (*segmentContents, error) {
+	c := &segmentContents{make([]indexRecord, 0, info.count), make([]hash, 0, info.count)}
+	keys := make([]byte, 0, keyArena)
+	root, err := f.leaves(false, func(r *record, pl place, leaf hash) error {
+		h := &r.header
+		if len(h.key) > cap(keys)-len(keys) {
+			keys = make([]byte, 0, keyArena)
+		}
+		keys = append(keys, h.key...)
+		key := keys[len(keys)-len(h.key) : len(keys) : len(keys)]
+		c.records = append(c.records, indexRecord{key, position{h.seq, h.version, pl.offset, pl.length, h.op == opDelete}})
+		c.leaves = append(c.leaves, leaf)
+		return nil
+	})
+	if err == nil && root != info.root {
+		err = fmt.Errorf("segment %s: %w: its records give root %s", info.id(), errCorrupt, root)
+	}
+	return c, err
+}
+
+// keyArena is the size of the pieces of memory that hold keys.
+const keyArena = 64 << 10
+
+// writeFetched makes the file of a segment from what body gives, in the place of
+// one that is damaged, if that is what info says.
 func (s *store) writeFetched(info segmentInfo, body func(io.Writer) error) error {
 	err := writeDurably(s.segmentPath(info), func(w io.Writer) error {
 		sum := sha256.New()
 		if err := body(io.MultiWriter(w, sum)); err != nil {
 			return err
 		}
-		if got := hash(sum.Sum(nil)); got != info.sum {
-			return fmt.Errorf("%w: SHA-256 is %s, want %s", errCorrupt, got, info.sum)
-		}
-		return nil
+		return checkSegmentSum(sum, info)
 	})
 	if err != nil {
 		return fmt.Errorf("fetching segment %s: %w", info.id(), err)
@@ -101,6 +182,7 @@ func (s *store) install(at checkpoint, fetched []fetchedSegment, window []chunk)
 	if err != nil {
 		return err
 	}
+	s.forgetAhead()
 	for _, r := range runs {
 		if err := s.index.add(r); err != nil {
 			return err

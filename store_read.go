@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"sort"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -435,6 +436,18 @@ func (s *store) shownSegment(id string) (segmentInfo, error) {
 		}
 	}
 	return segmentInfo{}, fmt.Errorf("segment %q: %w", id, errNotFound)
+}
+
+// sealedByID returns the segment on this node's disk with the given id.
+func (s *store) sealedByID(id string) (segmentInfo, bool) {
+	m := s.durable.Load().manifest()
+	first, _, _ := strings.Cut(id, "-")
+	seq, err := strconv.ParseUint(first, 10, 64)
+	k := m.find(seq)
+	if err != nil || k < 0 || m.segments[k].id() != id {
+		return segmentInfo{}, false
+	}
+	return m.segments[k], true
 }
 
 // sealedFile opens the file of a confirmed segment for the caller to close. All

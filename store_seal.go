@@ -169,9 +169,16 @@ func (s *store) segmentRecords(info segmentInfo, read func(segmentInfo) ([]index
 			yield(indexRecord{}, err)
 			return
 		}
-		slices.SortFunc(all, func(a, b indexRecord) int {
-			return cmp.Or(bytes.Compare(a.key, b.key), cmp.Compare(b.seq, a.seq))
-		})
+		sortedRecords(all)(yield)
+	}
+}
+
+// sortedRecords yields all records of a segment as its run holds them.
+func sortedRecords(all []indexRecord) iter.Seq2[indexRecord, error] {
+	slices.SortFunc(all, func(a, b indexRecord) int {
+		return cmp.Or(bytes.Compare(a.key, b.key), cmp.Compare(b.seq, a.seq))
+	})
+	return func(yield func(indexRecord, error) bool) {
 		for _, r := range all {
 			if !yield(r, nil) {
 				return
@@ -186,16 +193,8 @@ func (s *store) readRecords(info segmentInfo) ([]indexRecord, error) {
 	if err != nil {
 		return nil, err
 	}
-	all := make([]indexRecord, 0, info.count)
-	root, err := file.records(false, func(r *record, pl place) error {
-		h := &r.header
-		all = append(all, indexRecord{h.key, position{h.seq, h.version, pl.offset, pl.length, h.op == opDelete}})
-		return nil
-	})
-	if err == nil && root != info.root {
-		err = fmt.Errorf("segment %s: %w: its records give root %s", info.id(), errCorrupt, root)
-	}
-	return all, err
+	c, err := contentsOf(file, info)
+	return c.records, err
 }
 
 // readMended is readRecords of a segment that may have to be mended first.

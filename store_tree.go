@@ -223,7 +223,7 @@ func (s *store) openTree(state *durableState) error {
 
 // loadTree reads the right edge of the tree of the first size entries.
 func (s *store) loadTree(size uint64) (*treeBuilder, error) {
-	b := &treeBuilder{}
+	b := &treeBuilder{written: size}
 	b.tree.size, b.recent.size = size, size
 	for level := range b.recent.levels {
 		count := size >> (tileHeight * level)
@@ -301,7 +301,7 @@ func (r *recentTiles) drop(size uint64) {
 // fork returns a builder that goes on from the first size entries, and leaves
 // r as it is. D is not after size.
 func (r *recentTiles) fork(size uint64) *treeBuilder {
-	b := &treeBuilder{}
+	b := &treeBuilder{written: size}
 	b.tree.size, b.recent.size = size, size
 	for level := range r.levels {
 		count := size >> (tileHeight * level)
@@ -319,72 +319,149 @@ func (r *recentTiles) fork(size uint64) *treeBuilder {
 
 // treeBuilder is a tree that grows apart from that of the apply goroutine.
 type treeBuilder struct {
-	tree   tileTree
-	recent recentTiles
+	tree    tileTree
+	recent  recentTiles
+	written uint64 // entries whose tiles are in ledger.db
 }
 
 // growTo appends the entries of the segments of state that b lacks.
 func (s *store) growTo(b *treeBuilder, state *durableState) error {
 	for _, info := range state.segments {
 		if info.end() > b.tree.size {
-			if err := s.grow(b, info); err != nil {
+			if err := s.growFrom(b, info); err != nil {
 				return err
 			}
+		}
+	}
+	return s.flushTree(b)
+}
+
+// growFrom appends the entries of a segment file to b.
+func (s *store) growFrom(b *treeBuilder, info segmentInfo) error {
+	file, err := s.segment(info)
+	if err != nil {
+		return err
+	}
+	c, err := contentsOf(file, info)
+	if err != nil {
+		return err
+	}
+	return s.grow(b, c.leaves[b.tree.size-info.first:])
+}
+
+// grow appends leaves to b and writes the tiles. A crash leaves tiles beyond D,
+// which are right, or the tree as it was; an error leaves them to be written
+// with the next.
+func (s *store) grow(b *treeBuilder, leaves []hash) error {
+	for _, l := range leaves {
+		b.tree.append(l)
+	}
+	b.recent.add(&b.tree)
+	return s.flushTree(b)
+}
+
+// flushTree writes the tiles of b that are not in ledger.db.
+func (s *store) flushTree(b *treeBuilder) error {
+	if b.written == b.tree.size {
+		return nil
+	}
+	err := s.writeTiles(func(t ledgerTx) error { return t.putTiles(&b.recent, b.written, b.tree.size) })
+	if err == nil {
+		b.written = b.tree.size
+		b.recent.drop(b.written)
+	}
+	return err
+}
+
+// treeAhead is the tree over this node's D and the segments behind it that were
+// fetched so far, without a gap.
+type treeAhead struct {
+	mu      sync.Mutex
+	b       *treeBuilder
+	waiting map[uint64]waitingSegment // that came before their turn, by first seq
+	held    int                       // leaves in waiting
+}
+
+// waitingSegment is a fetched segment that is not in the tree yet.
+type waitingSegment struct {
+	info   segmentInfo
+	leaves []hash // nil: to be read again, for want of room
+}
+
+// maxLeavesHeld bounds the leaves in waiting: 32 MiB.
+const maxLeavesHeld = 1 << 20
+
+// growAhead adds a fetched segment to the tree that install will need, once
+// those before it are there, so that install has nothing left to read. For want
+// of space nothing is written, and install tries again.
+func (s *store) growAhead(info segmentInfo, leaves []hash) error {
+	a := &s.ahead
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.b == nil || a.b.tree.size < s.durable.Load().at.size { // it goes on from an older D
+		a.b = s.forkAtD()
+	}
+	if info.first != a.b.tree.size && a.held+len(leaves) > maxLeavesHeld {
+		leaves = nil
+	}
+	a.add(waitingSegment{info, leaves})
+	for next, ok := a.next(); ok; next, ok = a.next() {
+		if err := s.growNext(a.b, next); err != nil && !errors.Is(err, syscall.ENOSPC) {
+			return err
 		}
 	}
 	return nil
 }
 
-// grow appends the entries of a segment file to b and writes the tiles. A crash
-// leaves tiles beyond D, which are right, or the tree as it was.
-func (s *store) grow(b *treeBuilder, info segmentInfo) error {
-	file, err := s.segment(info)
-	if err != nil {
-		return err
+// add lets a segment wait for its turn. a.mu must be held, as for next.
+func (a *treeAhead) add(w waitingSegment) {
+	if a.waiting == nil {
+		a.waiting = make(map[uint64]waitingSegment)
 	}
-	from := b.tree.size
-	root, err := file.records(false, func(r *record, _ place) error {
-		if r.header.seq >= from {
-			b.tree.append(leafHash(r.raw))
+	a.held += len(w.leaves) - len(a.waiting[w.info.first].leaves)
+	a.waiting[w.info.first] = w
+}
+
+// next takes the segment whose turn it is, and forgets those that are passed.
+func (a *treeAhead) next() (waitingSegment, bool) {
+	for first, w := range a.waiting {
+		if first <= a.b.tree.size {
+			a.held -= len(w.leaves)
+			delete(a.waiting, first)
 		}
-		return nil
-	})
-	if err == nil && root != info.root {
-		err = fmt.Errorf("segment %s: %w: its records give root %s", info.id(), errCorrupt, root)
+		if first == a.b.tree.size {
+			return w, true
+		}
 	}
-	if err != nil {
-		return err
-	}
-	b.recent.add(&b.tree)
-	err = s.writeTiles(func(t ledgerTx) error { return t.putTiles(&b.recent, from, b.tree.size) })
-	b.recent.drop(b.tree.size)
-	return err
+	return waitingSegment{}, false
 }
 
-// treeAhead is the tree over this node's D and the segments behind it that were
-// fetched so far.
-type treeAhead struct {
-	mu sync.Mutex
-	b  *treeBuilder
+// growNext appends the entries of a segment whose turn it is.
+func (s *store) growNext(b *treeBuilder, w waitingSegment) error {
+	if w.leaves == nil {
+		return s.growFrom(b, w.info)
+	}
+	return s.grow(b, w.leaves)
 }
 
-// growAhead adds a fetched segment to the tree that install will need, if it is
-// the next one, so that install has nothing left to read.
-func (s *store) growAhead(info segmentInfo) error {
+// treeFor returns the tree over the segments of state, whose files are here.
+func (s *store) treeFor(state *durableState) (*treeBuilder, error) {
+	a := &s.ahead
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	b := a.b
+	if b == nil || b.tree.size > state.at.size || b.tree.size < s.durable.Load().at.size {
+		b = s.forkAtD()
+	}
+	a.b, a.waiting, a.held = b, nil, 0 // who fails is asked again, and goes on
+	return b, s.growTo(b, state)
+}
+
+// forgetAhead lets go of the tree that install has taken over.
+func (s *store) forgetAhead() {
 	s.ahead.mu.Lock()
 	defer s.ahead.mu.Unlock()
-	b := s.ahead.b
-	if b == nil || b.tree.size != info.first {
-		if b = s.forkAtD(); b.tree.size != info.first {
-			return nil
-		}
-	}
-	s.ahead.b = nil // what fails is begun anew
-	err := s.grow(b, info)
-	if err == nil {
-		s.ahead.b = b
-	}
-	return err
+	s.ahead.b = nil
 }
 
 // forkAtD returns a builder that goes on from D.
@@ -392,18 +469,6 @@ func (s *store) forkAtD() *treeBuilder {
 	s.mu.RLock() // D's edge stays in memory meanwhile
 	defer s.mu.RUnlock()
 	return s.recent.fork(s.durable.Load().at.size)
-}
-
-// treeFor returns the tree over the segments of state, whose files are here.
-func (s *store) treeFor(state *durableState) (*treeBuilder, error) {
-	s.ahead.mu.Lock()
-	defer s.ahead.mu.Unlock()
-	b := s.ahead.b
-	s.ahead.b = nil
-	if b == nil || b.tree.size > state.at.size {
-		b = s.forkAtD()
-	}
-	return b, s.growTo(b, state)
 }
 
 // tileKey returns the key of the block a tile is in, and where in its value the
