@@ -30,9 +30,11 @@ class Fault:
         wait_for("strace is attached", self.attached, 10)
 
     def attached(self):
+        if "attached" in self.text():
+            return True  # and it may have ended already, with the node
         if self.process.poll() is not None:
             raise AssertionError(f"strace ended with {self.process.returncode}: {self.text()}")
-        return "attached" in self.text()
+        return False
 
     def text(self):
         """What strace said."""
