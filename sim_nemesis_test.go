@@ -29,7 +29,7 @@ var simFaults = []string{
 	"kill", "kill", "kill all", "power cut", "power cut", "power cut of all", "stop", "pause", "pause",
 	"partition", "partition", "partition", "slow links", "broken links", "clock",
 	"power cut at an operation", "power cut at an operation", "power cut at a step", "EIO of write", "EIO of fsync", "EIO of a step",
-	"disk full", "slow disk", "hung disk", "rot", "rot while up", "wipe", "transfer", "leave",
+	"disk full", "disk nearly full", "slow disk", "hung disk", "rot", "rot while up", "wipe", "transfer", "leave",
 }
 
 // newNemesis draws the kinds of faults of the seed.
@@ -229,6 +229,8 @@ func (m *nemesis) disk(kind string, n *simNode) {
 			}
 		}
 		m.during(kind, "disk", m.some(time.Minute), full(true), full(false))
+	case "disk nearly full":
+		m.during(kind, "disk", m.some(time.Minute), func() { n.faults.scarce.Store(true) }, func() { n.faults.scarce.Store(false) })
 	case "slow disk":
 		slow := m.some(2 * time.Second)
 		m.during(kind, "disk", m.some(time.Minute), func() { d.set(func(d *simDisk) { d.slow = slow }) },

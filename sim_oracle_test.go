@@ -35,6 +35,7 @@ func (c *simCluster) watch(stop <-chan struct{}) {
 			return
 		case <-time.After(time.Duration(rng.Int64N(int64(20 * time.Second)))):
 		}
+		c.looks.Add(1)
 		n := c.nodes[rng.IntN(len(c.nodes))]
 		if up, _, end := n.use(time.Second); up != nil {
 			c.look(n, up, rng)
