@@ -51,6 +51,7 @@ type simCluster struct {
 	broken    atomic.Bool   // a violation was found
 	wakeUp    changeSignal  // a node started
 	cluster   atomic.Pointer[clusterID]
+	terms     sync.Map               // who led a term, by term
 	discovers bool                   // nodes have no seeds
 	kept      atomic.Pointer[[]byte] // a datagram somebody keeps, to send it again
 	looks     *atomic.Int64          // counts up as long as virtual time goes on
@@ -59,6 +60,7 @@ type simCluster struct {
 const (
 	simWriteTimeout = 10 * time.Second
 	simReadTimeout  = 5 * time.Second
+	simLinger       = 30 * time.Second // for what ends by its own deadline, such as a dial
 	simElection     = 2 * time.Second
 	simSettle       = 15 * time.Minute // within which a cluster without faults is well again
 )
@@ -189,6 +191,7 @@ func (c *simCluster) run(faults, every time.Duration) {
 	}
 	close(c.ending)
 	nodes.Wait()
+	time.Sleep(simLinger) // the bubble panics if a goroutine is left then
 	if c.broken.Load() {
 		c.keepLog()
 	}
@@ -215,6 +218,9 @@ func (c *simCluster) lead() *simNode {
 		up, _, end := n.use(time.Second)
 		if up == nil {
 			continue
+		}
+		if up.raft.Load() != nil {
+			c.leads(n, up)
 		}
 		leads := up.raft.Load() != nil && up.isReady() && up.mayServe() == nil
 		end()

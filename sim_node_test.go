@@ -247,7 +247,7 @@ func (n *simNode) boot() {
 		n.c.happened("then a node refused its disk and got a new one")
 		n.damaged.Store(false)
 		n.newDisk()
-	case n.failing.Load() || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EIO):
+	case n.failing.Load() || n.faults.full.Load() || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EIO):
 		n.c.happened("then a node failed to start")
 	default:
 		n.c.violation("node %d does not start: %v", n.i+1, err)
@@ -264,7 +264,7 @@ func (n *simNode) ended(err error) {
 		n.c.happened("then a node opened itself again")
 	case errors.Is(err, errDiverged):
 		n.c.violation("node %d says that it has diverged: %v", n.i+1, err)
-	case errors.Is(err, errSimPower), errors.Is(err, errSimIO), errors.Is(err, errSimFull), n.failing.Load(), n.damaged.Load():
+	case errors.Is(err, errSimPower), errors.Is(err, errSimIO), errors.Is(err, errSimFull), n.failing.Load(), n.faults.full.Load(), n.damaged.Load():
 		n.c.happened("then a node ended itself")
 		n.downFor = n.some(5 * time.Second)
 	default:
