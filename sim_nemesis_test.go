@@ -26,10 +26,10 @@ type nemesis struct {
 
 // simFaults is every kind of fault; a kind that is named twice comes more often.
 var simFaults = []string{
-	"kill", "kill", "kill all", "power cut", "power cut", "power cut of all", "stop", "pause", "pause",
+	"kill", "kill", "kill all", "power cut", "power cut", "power cut of all", "kill in an election", "stop", "pause", "pause",
 	"partition", "partition", "partition", "slow links", "broken links", "clock",
 	"power cut at an operation", "power cut at an operation", "power cut at a step", "EIO of write", "EIO of fsync", "EIO of a step",
-	"disk full", "slow disk", "hung disk", "rot", "rot while up", "wipe", "transfer", "leave",
+	"disk full", "disk nearly full", "slow disk", "hung disk", "rot", "rot while up", "wipe", "transfer", "leave",
 }
 
 // newNemesis draws the kinds of faults of the seed.
@@ -98,6 +98,8 @@ func (m *nemesis) fault(kind string, n *simNode) {
 		for _, n := range m.c.nodes {
 			m.order(n, map[string]string{"kill all": "kill", "power cut of all": "power"}[kind], kind)
 		}
+	case "kill in an election":
+		m.election()
 	case "rot", "wipe":
 		if m.c.mayLose(n) {
 			m.order(n, kind, kind)
@@ -122,6 +124,22 @@ func (m *nemesis) order(n *simNode, command, kind string) {
 	case n.cmds <- simCommand{command, m.some(30 * time.Second)}:
 		m.c.happened(kind)
 	default:
+	}
+}
+
+// election has those who vote for the next leader forget what they did not make
+// durable, if there is such a thing, at any moment of the election.
+func (m *nemesis) election() {
+	if lead := m.c.lead(); lead != nil {
+		m.order(lead, "kill", "kill in an election")
+	}
+	time.Sleep(m.some(3 * simElection))
+	for range 3 {
+		time.Sleep(m.some(500 * time.Millisecond))
+		select {
+		case m.c.nodes[m.rng.IntN(len(m.c.nodes))].cmds <- simCommand{"power", 0}:
+		default:
+		}
 	}
 }
 
@@ -229,6 +247,8 @@ func (m *nemesis) disk(kind string, n *simNode) {
 			}
 		}
 		m.during(kind, "disk", m.some(time.Minute), full(true), full(false))
+	case "disk nearly full":
+		m.during(kind, "disk", m.some(time.Minute), func() { n.faults.scarce.Store(true) }, func() { n.faults.scarce.Store(false) })
 	case "slow disk":
 		slow := m.some(2 * time.Second)
 		m.during(kind, "disk", m.some(time.Minute), func() { d.set(func(d *simDisk) { d.slow = slow }) },

@@ -29,22 +29,20 @@ type simTotals struct {
 //	SCRIBE_SIM_HOURS=100 go test -run 'TestSim$' -v .       100 virtual hours, an hour a seed
 //	SCRIBE_SIM_HOURS=8760 go test -run 'TestSim$' -timeout 0 -v .   a year
 //
-// SCRIBE_SIM_EVERY is the time between two faults in seconds: clients keep pace, and
-// lives are as much shorter.
-// SCRIBE_SEED with SCRIBE_SIM_HOURS is the first seed of a longer run;
+// SCRIBE_SEED with SCRIBE_SIM_HOURS is the first seed of a longer run, with
+// SCRIBE_SIM_SHORT=1 it is run as in the plain test;
+// SCRIBE_SIM_EVERY is the time between two faults in seconds: clients keep pace,
+// and lives are as much shorter;
 // SCRIBE_SIM_LOG is the directory for the logs of seeds that found something.
 func TestSim(t *testing.T) {
 	first, hours := envUint(t, "SCRIBE_SEED"), envUint(t, "SCRIBE_SIM_HOURS")
-	count, faults, every := uint64(5), 4*time.Minute, 6*time.Second
-	switch {
-	case hours > 0:
-		count, faults, every = hours, time.Hour, 20*time.Second
-	case first > 0:
-		count, faults, every = 1, time.Hour, 20*time.Second
-	}
-	if s := envUint(t, "SCRIBE_SIM_EVERY"); s > 0 {
-		every = time.Duration(s) * time.Second
-		faults = min(faults, 180*every)
+	short := hours == 0 && (first == 0 || os.Getenv("SCRIBE_SIM_SHORT") != "")
+	count := max(hours, 1)
+	if first == 0 {
+		first = 1
+		if short {
+			count = 5
+		}
 	}
 	var totals simTotals
 	if hours > 0 {
@@ -55,7 +53,7 @@ func TestSim(t *testing.T) {
 		for seed := first; seed < first+count; seed++ {
 			t.Run(fmt.Sprint(seed), func(t *testing.T) {
 				t.Parallel()
-				totals.run(t, seed, faults, every)
+				totals.run(t, seed, short)
 			})
 		}
 	})
@@ -76,10 +74,21 @@ func coreTime() time.Duration {
 }
 
 // run simulates one seed.
-func (s *simTotals) run(t *testing.T, seed uint64, faults, every time.Duration) {
+func (s *simTotals) run(t *testing.T, seed uint64, short bool) {
+	faults, every := time.Hour, 20*time.Second
+	if short {
+		faults, every = 4*time.Minute, 6*time.Second
+	}
+	if s := envUint(t, "SCRIBE_SIM_EVERY"); s > 0 {
+		every = time.Duration(s) * time.Second
+		faults = min(faults, 180*every)
+	}
 	began, dir := time.Now(), simTempDir(t)
+	var looks atomic.Int64
+	defer watchdog(seed, &looks)()
 	synctest.Test(t, func(t *testing.T) {
-		c := newSimCluster(t, seed, dir)
+		c := newSimCluster(t, seed, dir, short)
+		c.looks = &looks
 		c.run(faults, every)
 		virtual := time.Duration(c.elapsed())
 		s.virtual.Add(int64(virtual))
@@ -105,4 +114,27 @@ func envUint(t testing.TB, name string) uint64 {
 		t.Fatalf("%s: %v", name, err)
 	}
 	return v
+}
+
+// watchdog ends the process, with all stacks, when virtual time stands still:
+// something in the bubble waits where synctest cannot see it, or for ever.
+func watchdog(seed uint64, looks *atomic.Int64) (stop func()) {
+	const limit = 5 * time.Minute // of real time
+	done := make(chan struct{})
+	go func() {
+		for last := int64(-1); ; {
+			select {
+			case <-done:
+				return
+			case <-time.After(limit):
+			}
+			if now := looks.Load(); now == last {
+				debug.SetTraceback("all")
+				panic(fmt.Sprintf("seed %d: H: virtual time stands still for %v", seed, limit))
+			} else {
+				last = now
+			}
+		}
+	}()
+	return func() { close(done) }
 }
