@@ -34,36 +34,40 @@ func TestSlowDisk(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			disks, change := gates()
-			c := newCluster(t, 3, change)
-			lead := c.leader()
-			c.put(lead, "a", "0")
-			term := c.term()
-			for _, k := range row.slow {
-				disks[c.nodes[(lead+k)%3].o.id].delay.Store(int64(row.delay))
-			}
-			start := time.Now()
-			writes := 2
-			if row.delay == delay {
-				writes = 5
-			}
-			for k := range writes {
-				c.put(lead, "a", fmt.Sprint(k))
-			}
-			if took := time.Since(start); took < time.Duration(writes)*row.wait {
-				t.Errorf("%d writes took %v: one was acknowledged before it was on disk", writes, took)
-			}
-			if now := c.term(); now > term+row.terms {
-				t.Errorf("term %d became %d, want at most %d more", term, now, row.terms)
-			}
-			for _, d := range disks {
-				d.delay.Store(0)
-			}
-			for i := range c.nodes {
-				if v := c.get(i, "a"); v != fmt.Sprint(writes-1) {
-					t.Errorf("node %d reads %q", i+1, v)
+			calmly(t, func() (*testCluster, error) {
+				disks, change := gates()
+				c := newCluster(t, 3, change)
+				lead := c.leader()
+				c.put(lead, "a", "0")
+				term := c.term()
+				for _, k := range row.slow {
+					disks[c.nodes[(lead+k)%3].o.id].delay.Store(int64(row.delay))
 				}
-			}
+				writes := 2
+				if row.delay == delay {
+					writes = 5
+				}
+				start := time.Now()
+				for k := range writes {
+					c.put(lead, "a", fmt.Sprint(k))
+				}
+				if took := time.Since(start); took < time.Duration(writes)*row.wait {
+					t.Errorf("%d writes took %v: one was acknowledged before it was on disk", writes, took)
+				}
+				now := c.term()
+				for _, d := range disks {
+					d.delay.Store(0)
+				}
+				for i := range c.nodes {
+					if v := c.get(i, "a"); v != fmt.Sprint(writes-1) {
+						t.Errorf("node %d reads %q", i+1, v)
+					}
+				}
+				if now > term+row.terms {
+					return c, fmt.Errorf("term %d became %d, want at most %d more", term, now, row.terms)
+				}
+				return c, nil
+			})
 		})
 	}
 }
@@ -72,31 +76,32 @@ func TestSlowDisk(t *testing.T) {
 // works again.
 func TestHungDiskOfFollower(t *testing.T) {
 	t.Parallel()
-	disks, change := gates()
-	c := newCluster(t, 3, change, func(o *nodeOptions) { o.writeTimeout = 2 * time.Second })
-	lead := c.leader()
-	hung, other := (lead+1)%3, (lead+2)%3
-	term := c.term()
-	open := disks[c.nodes[hung].o.id].close()
-	defer open()
-	acked, stop := c.loadOn(4, lead, other)
-	defer stop()
-	c.goOn(acked, 200)
-	eventually(t, "the disk does not hang", func() bool { return disks[c.nodes[hung].o.id].waiting.Load() > 0 })
-	c.endure(acked, storm(t), 50)
-	if now := c.leader(); now != lead || c.term() != term {
-		t.Errorf("node %d led in term %d, now node %d leads in term %d", lead+1, term, now+1, c.term())
-	}
-	stop()
-	c.put(other, "a", "1")
-	open()
-	start := time.Now()
-	if v := c.get(hung, "a"); v != "1" {
-		t.Errorf("the node reads %q", v)
-	}
-	if took := time.Since(start); took > healWithin {
-		t.Errorf("the node has everything after %v, want at most %v", took, healWithin)
-	}
+	calmly(t, func() (*testCluster, error) {
+		disks, change := gates()
+		c := newCluster(t, 3, change, func(o *nodeOptions) { o.writeTimeout = 2 * time.Second })
+		lead := c.leader()
+		hung, other := (lead+1)%3, (lead+2)%3
+		term := c.term()
+		open := disks[c.nodes[hung].o.id].close()
+		defer open()
+		acked, stop := c.loadOn(4, lead, other)
+		defer stop()
+		c.goOn(acked, 200)
+		eventually(t, "the disk does not hang", func() bool { return disks[c.nodes[hung].o.id].waiting.Load() > 0 })
+		c.endure(acked, storm(t), 50)
+		err := c.wantLeader(lead, term)
+		stop()
+		c.put(other, "a", "1")
+		open()
+		start := time.Now()
+		if v := c.get(hung, "a"); v != "1" {
+			t.Errorf("the node reads %q", v)
+		}
+		if took := time.Since(start); took > healWithin {
+			err = fmt.Errorf("the node has everything after %v, want at most %v", took, healWithin)
+		}
+		return c, err
+	})
 }
 
 // A disk that says that it has synced, and has not, makes its node forget when

@@ -118,7 +118,7 @@ type server struct {
 	small         atomic.Int64 // bytes of bodies under way that reserved nothing
 	idPrefix      string       // of request ids
 	ids           atomic.Uint64
-	closing       context.Context // done when shutdown begins
+	closing       context.Context // done when the node begins to stop
 	close         context.CancelFunc
 }
 
@@ -155,16 +155,33 @@ func newServerFor(node serverNode, store serverStore, o serverOptions) *server {
 	return s
 }
 
-// serve answers connections of ln until shutdown.
+// serve answers connections of ln until retire or shutdown.
 func (s *server) serve(ln net.Listener) error {
 	quit := make(chan struct{})
 	defer close(quit)
 	go s.sweeper.run(quit)
 	err := s.http.Serve(clientListener{ln, s})
-	if errors.Is(err, http.ErrServerClosed) {
+	if errors.Is(err, http.ErrServerClosed) || s.closing.Err() != nil {
 		return nil
 	}
 	return err
+}
+
+// farewell is how long a node that stops goes on answering, so that no client
+// finds its connection closed under a request.
+const farewell = 200 * time.Millisecond
+
+// retire ends streams now and each connection with its next reply.
+func (s *server) retire() { s.close() }
+
+// awaitRetired returns when no client is connected, or after farewell: who is
+// connected still asks for nothing.
+func (s *server) awaitRetired() {
+	look := time.NewTicker(farewell / 20)
+	defer look.Stop()
+	for end := time.Now().Add(farewell); s.o.metrics.http.connections.n.Load() > 0 && time.Now().Before(end); {
+		<-look.C
+	}
 }
 
 // shutdown stops taking requests and returns when those under way are answered,
@@ -213,6 +230,9 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		c = &call{}
 	}
 	c.reset(w, r, conn)
+	if s.closing.Err() != nil {
+		w.Header().Set("Connection", "close")
+	}
 	s.addRequestID(c)
 	rep, err := reply{}, error(nil)
 	if fault != "" {

@@ -42,7 +42,7 @@ func (s *server) health(c *call) (reply, error) {
 	if st.leader != nil {
 		a.Leader = &st.leader.id
 	}
-	for name, state := range map[string]string{"archive": st.archive, "storage": st.storage, "signing": st.signing} {
+	for name, state := range map[string]string{"archive": st.archive, "storage": st.storage, "signing": st.signing, "segments": st.segments} {
 		if state != "" {
 			a.Checks[name] = state
 			if state != "ok" {
@@ -50,7 +50,9 @@ func (s *server) health(c *call) (reply, error) {
 			}
 		}
 	}
-	if st.diskFull {
+	if st.diskHangs {
+		a.Checks["disk"] = "hangs"
+	} else if st.diskFull {
 		a.Checks["disk"] = "full"
 	} else if st.noRoom {
 		a.Checks["disk"] = "full on the leader"

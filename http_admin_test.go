@@ -19,6 +19,8 @@ func TestHealth(t *testing.T) {
 	s.check([]apiRow{{method: "GET", target: "/health", status: 503, in: `"status":"degraded"`}})
 	s.f.state.diskFull, s.f.state.noRoom = false, true
 	s.check([]apiRow{{method: "GET", target: "/health", status: 503, in: `"disk":"full on the leader"`}})
+	s.f.state.ready, s.f.state.diskHangs = false, true
+	s.check([]apiRow{{method: "GET", target: "/health", status: 503, in: `"disk":"hangs"`}})
 	s.f.state.ready, s.f.state.leader = false, nil
 	s.check([]apiRow{{method: "GET", target: "/health", status: 503, in: `"leader":null`}, live,
 		{method: "GET", target: "/cluster/leader", status: 503, code: "no_leader", want: []string{"Retry-After: 1"}},

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"net/http"
 	"strconv"
@@ -50,7 +51,7 @@ func (s *server) explain(c *call, err error) *apiError {
 	case errors.Is(err, errRemoved):
 		return &apiError{status: 503, code: "removed", message: "this node was removed from the cluster and serves nothing until it is joined again"}
 	case errors.Is(err, errNoLeader):
-		return &apiError{status: 503, code: "no_leader", message: "no leader is known; nothing was applied", retry: true}
+		return &apiError{status: 503, code: "no_leader", message: s.whoLeads() + "; nothing was applied", retry: true}
 	case errors.Is(err, errOverloaded):
 		return &apiError{status: 429, code: "overloaded", message: "this node has no room for the request now; nothing was applied", retry: true}
 	case errors.Is(err, errDiskFull):
@@ -66,6 +67,15 @@ func (s *server) explain(c *call, err error) *apiError {
 	}
 	s.o.logger.Error("request failed", "err", err)
 	return &apiError{status: 500, code: "internal", message: "internal error; the log of the node has more"}
+}
+
+// whoLeads says why there is no leader to answer a request, and where one may be.
+func (s *server) whoLeads() string {
+	st := s.node.status()
+	if st.leader == nil || st.leader.id == st.nodeID {
+		return "no leader is known"
+	}
+	return fmt.Sprintf("the leader, node %d at %s, did not answer this node", st.leader.id, st.leader.http)
 }
 
 // refuse answers err and returns the status.

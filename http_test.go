@@ -422,6 +422,13 @@ func TestNodeErrors(t *testing.T) {
 			{method: "POST", target: "/batch", body: `{"ops":[{"op":"put","key":"a","value":"b"}]}`, headers: []string{"Content-Type: application/json"}, status: c.status, code: c.code, want: want},
 			{method: "POST", target: "/batch", body: `{"op":"put","key":"a","value":"b"}`, headers: []string{"Content-Type: application/x-ndjson"}, status: 200, code: c.code, in: line},
 		})
+		if c.err == errNoLeader { // the hint names a leader that is somebody else
+			for id, hint := range map[uint64]string{1: "no leader is known", 2: "the leader, node 1 at http://127.0.0.1:8001, did not answer"} {
+				s.f.state.nodeID = id
+				s.check([]apiRow{{method: "PUT", target: "/a", status: 503, code: c.code, in: hint}})
+			}
+			s.f.state.nodeID = 1
+		}
 		if c.err == context.DeadlineExceeded {
 			c.status = 504
 		}

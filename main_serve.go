@@ -155,22 +155,29 @@ func (p *program) startNode(c *config, ln net.Listener, logger *slog.Logger) (*s
 		if found != nil {
 			found.close()
 		}
-		return stopNode(n, s, logger)
+		return stopNode(n, s, ln, logger)
 	}
 	return &service{n.failed(), ended, stop}, nil
 }
 
-// stopNode ends the requests under way, hands over leadership and closes the
+// stopNode stops taking connections, hands over leadership, while the node still
+// passes on what it is asked for, ends the requests under way and closes the
 // node. What takes too long is left behind: a restart recovers from it.
-func stopNode(n *node, s *server, logger *slog.Logger) error {
+func stopNode(n *node, s *server, ln net.Listener, logger *slog.Logger) error {
+	s.retire()
+	ln.Close()
+	handover, cancel := context.WithTimeout(context.Background(), closeGrace)
+	n.handOver(handover)
+	cancel()
+	s.awaitRetired()
 	requests, cancel := context.WithTimeout(context.Background(), requestGrace)
 	defer cancel()
 	if err := s.shutdown(requests); err != nil {
 		logger.Warn("requests were cut off", "error", err)
 	}
-	handover, cancel := context.WithTimeout(context.Background(), closeGrace)
+	closing, cancel := context.WithTimeout(context.Background(), closeGrace)
 	defer cancel()
-	err := n.close(handover)
+	err := n.close(closing)
 	if errors.Is(err, context.DeadlineExceeded) {
 		logger.Warn("node did not close in time", "error", err)
 		return nil

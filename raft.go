@@ -39,6 +39,7 @@ import (
 //	raft_compact.go    which part of the Raft log is kept
 //	raft_witness.go    the witnesses that cosign checkpoints
 //	raft_peers.go      what the nodes know of each other
+//	raft_handover.go   handing over leadership
 //	raft_member.go     joining, leaving and voting; raft_move.go what a member
 //	                   does that was moved, copied or removed
 //	raft_log.go        the Raft log on disk
@@ -73,7 +74,8 @@ type node struct {
 	fsm       atomic.Pointer[fsm]
 	readyTerm atomic.Uint64 // the term in which this leader has applied everything before it
 	diskFull  atomic.Bool
-	draining  atomic.Bool // leadership is being handed over
+	door      doorway     // of this leader: shut while leadership is being handed over
+	transfers sync.Mutex  // held for a transfer
 	caughtUp  atomic.Bool // since its start this node has had all that the leader had at some moment
 
 	checks  comparisons
@@ -590,65 +592,10 @@ func (n *node) fail(err error) {
 // opened again.
 func (n *node) failed() <-chan error { return n.failures }
 
-// transfer hands leadership to the node with the given id, 0 = to the most
-// advanced one, and returns when it is gone. A follower passes it on.
-func (n *node) transfer(ctx context.Context, to uint64) error {
-	addr, _ := n.leaderServer()
-	if addr == "" {
-		return errNoLeader
-	}
-	r := n.raft.Load()
-	if r.State() != raft.Leader {
-		return n.call(ctx, http.MethodPost, string(addr), "/transfer", transferRequest{to}, nil)
-	}
-	// What is under way lands first, and nothing new starts: otherwise its
-	// outcome would be unknown. Those who ask meanwhile try the next leader.
-	n.draining.Store(true)
-	defer n.draining.Store(false)
-	if err := n.wait(r.Barrier(time.Second)); err != nil {
-		return err
-	}
-	if to == 0 {
-		to = n.roomiest()
-	}
-	done := make(chan error, 1)
-	go func() { // may stay behind for ever: raft.md F5
-		if to == 0 {
-			done <- r.LeadershipTransfer().Error()
-			return
-		}
-		s, ok := n.server(to)
-		if !ok {
-			done <- fmt.Errorf("%w: no node has id %d", errNotFound, to)
-			return
-		}
-		if s.Suffrage != raft.Voter { // Raft would make it a candidate for ever
-			done <- fmt.Errorf("node %d does not vote and cannot lead", to)
-			return
-		}
-		done <- r.LeadershipTransferToServer(s.ID, s.Address).Error()
-	}()
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-// transferRequest asks the leader to hand over leadership.
-type transferRequest struct {
-	To uint64 `json:"to"`
-}
-
 // close hands over leadership, stops everything and releases the directory.
 // What was acknowledged is on disk; nothing else is promised.
 func (n *node) close(ctx context.Context) error {
-	if r := n.raft.Load(); r != nil && r.State() == raft.Leader && len(n.voters()) > 1 {
-		if err := n.transfer(ctx, 0); err != nil {
-			n.o.logger.Warn("leadership was not handed over", "error", err)
-		}
-	}
+	n.handOver(ctx)
 	return n.release()
 }
 

@@ -255,7 +255,7 @@ func TestFetchWithoutRoom(t *testing.T) {
 	var full atomic.Bool
 	var writes atomic.Int32
 	p.store.o.fault = func(step string) error {
-		if step == "before write part" && writes.Add(1) > 3 && full.Load() {
+		if step == "before write part" && writes.Add(1) > 1 && full.Load() {
 			return &os.PathError{Op: "write", Path: "x", Err: syscall.ENOSPC}
 		}
 		return nil
@@ -308,5 +308,49 @@ func TestServeSegmentLimits(t *testing.T) {
 	wantError(t, ask(info), errPeerLacks)
 	if err := os.Rename(leader.store.segmentPath(info)+".away", leader.store.segmentPath(info)); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestFetchThroughLeaderChanges: a node that lost its disk takes the ledger over
+// while leaders change, peers die one at a time and it is killed itself.
+func TestFetchThroughLeaderChanges(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 3)
+	rng := rand.New(rand.NewPCG(1, 2))
+	lead := c.leader()
+	puller := (lead + 1) % 3
+	c.put(lead, "a", strings.Repeat("x", 1000))
+	index := c.lastIndex(puller)
+	c.kill(puller)
+	for i := range 6 {
+		c.fill(lead, fmt.Sprint("part-", i), 20, 20_000)
+		c.sealAll()
+	}
+	c.passTruncation(index)
+	c.wipe(puller)
+	for turn := range rounds(t, 4) {
+		for i := range c.nodes { // the fetch begins, and nothing comes
+			c.links.refuse(puller, i, true)
+		}
+		c.start(puller)
+		switch turn % 4 {
+		case 0:
+			c.transfer((puller + 1 + turn%2) % 3)
+		case 1:
+			c.links.heal()
+			n := c.nodes[puller].node
+			soon(time.Duration(rng.IntN(200))*time.Millisecond, func() bool { return n.o.metrics.fetch.segments.value() > 1 })
+		case 2:
+			c.links.heal()
+			peer := (puller + 1 + rng.IntN(2)) % 3
+			c.restart(peer)
+		}
+		c.links.heal()
+		soon(time.Duration(rng.IntN(300))*time.Millisecond, func() bool { return c.nodes[puller].store.size() > 0 })
+		c.kill(puller)
+	}
+	c.start(puller)
+	if v := c.get(puller, "part-5-19"); len(v) != 20_000 {
+		t.Errorf("value has %d bytes", len(v))
 	}
 }

@@ -102,13 +102,18 @@ func (n *node) newIdentity(path string) (*nodeFile, error) {
 			return nil, fmt.Errorf("%s is missing but %s is there: this is not a new directory", path, name)
 		}
 	}
-	var b [8]byte
-	rand.Read(b[:])
-	f := &nodeFile{Format: nodeFileFormat, NodeID: n.o.id, Incarnation: hex.EncodeToString(b[:]), ClusterName: n.o.clusterName}
+	f := &nodeFile{Format: nodeFileFormat, NodeID: n.o.id, Incarnation: newIncarnation(), ClusterName: n.o.clusterName}
 	if err := f.parse(); err != nil {
 		return nil, err
 	}
 	return f, f.save(n.o.dataDir)
+}
+
+// newIncarnation draws 16 hex digits.
+func newIncarnation() string {
+	var b [8]byte
+	rand.Read(b[:])
+	return hex.EncodeToString(b[:])
 }
 
 // parse checks f and fills the fields that are derived.

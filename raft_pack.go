@@ -307,6 +307,9 @@ func (p *packer) retry(f *flight, changed <-chan struct{}, err error) {
 // was certainly not applied.
 var errNotApplied = errors.New("not applied")
 
+// errHandingOver is returned instead of letting anything in at the end of a term.
+var errHandingOver = fmt.Errorf("%w: leadership is being handed over", errNotApplied)
+
 // failedLanding is a landing that brings nothing but err.
 func failedLanding(err error) func() ([]result, error) {
 	return func() ([]result, error) { return nil, err }
@@ -351,9 +354,13 @@ func (n *node) proposePack(body []byte) func() ([]result, error) {
 	if err := n.mayPropose(); err != nil {
 		return failedLanding(err)
 	}
+	if !n.door.enter() {
+		return failedLanding(errHandingOver)
+	}
 	appendPackHeader(body[:0], n.o.now().UnixMilli())
 	f := n.raft.Load().Apply(body, enqueueLimit)
 	return func() ([]result, error) {
+		defer n.door.leave()
 		if err := f.Error(); err != nil {
 			return nil, n.fate(err)
 		}
@@ -369,13 +376,16 @@ func (n *node) mayPropose() error {
 	if err := n.mayServe(); err != nil {
 		return fmt.Errorf("%w: %w", errNotApplied, err)
 	}
-	if n.raft.Load() == nil {
+	if n.raft.Load() == nil || n.ctx.Err() != nil {
 		return fmt.Errorf("%w: %w", errNotApplied, errNoLeader)
 	}
-	if n.draining.Load() {
-		return fmt.Errorf("%w: leadership is being handed over", errNotApplied)
+	if n.door.isShut() {
+		return errHandingOver
 	}
 	if n.diskFull.Load() {
+		if len(n.withRoom()) > 0 {
+			return fmt.Errorf("%w: leadership is to be handed over", errNotApplied)
+		}
 		return fmt.Errorf("%w: %w", errNotApplied, errDiskFull)
 	}
 	return n.waitBacklog()

@@ -38,10 +38,12 @@ type nodeStatus struct {
 	contact   int64 // ms since the leader was heard; 0 on the leader; -1 = never
 	ready     bool  // can serve reads and writes now
 	diskFull  bool
+	diskHangs bool // a write of the Raft log does not come back
 	noRoom    bool // the leader's disk is full: writes are refused
 	archive   string
 	storage   string // "ok", or what is damaged on this node's disk
 	signing   string // "ok", or why this node signs no tree head
+	segments  string // "", or what is missing and comes from other nodes
 }
 
 const (
@@ -52,6 +54,7 @@ const (
 	helloEvery   = 500 * time.Millisecond
 	suspectAfter = 1500 * time.Millisecond // of silence
 	deadAfter    = 5 * time.Second
+	hangsAfter   = 10 * time.Second // in one write of the Raft log; Raft itself waits with it, whatever it was
 )
 
 // peer is what this node last heard from another.
@@ -269,7 +272,7 @@ func (n *node) status() nodeStatus {
 	s := nodeStatus{
 		clusterID: self.ClusterID, name: self.ClusterName, nodeID: self.NodeID, role: "forming", contact: -1,
 		size: n.store.size(), manifest: n.store.currentManifest(), diskFull: n.diskFull.Load(), noRoom: n.leaderFull(),
-		storage: n.store.storageState(), signing: "ok",
+		diskHangs: n.log.stalled(hangsAfter), storage: n.store.storageState(), signing: "ok", segments: n.fetches.state(),
 	}
 	if err := n.refused(); err != nil {
 		s.signing = err.Error()
@@ -295,7 +298,7 @@ func (n *node) status() nodeStatus {
 	}
 	switch r.State() {
 	case raft.Leader:
-		s.role, s.contact, s.ready = "leader", 0, n.readyTerm.Load() == s.term && n.mayServe() == nil
+		s.role, s.contact, s.ready = "leader", 0, n.readyTerm.Load() == s.term && n.mayServe() == nil && !s.diskHangs
 		return s
 	case raft.Candidate:
 		s.role = "candidate"
@@ -304,7 +307,7 @@ func (n *node) status() nodeStatus {
 			s.role = "follower"
 		}
 	}
-	s.contact, s.ready = n.lastContact(), s.leader != nil && n.caughtUp.Load() && n.mayServe() == nil
+	s.contact, s.ready = n.lastContact(), s.leader != nil && n.caughtUp.Load() && n.mayServe() == nil && !s.diskHangs
 	return s
 }
 

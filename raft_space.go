@@ -86,6 +86,14 @@ func (n *node) noteSpace(s diskSpace) {
 func (n *node) leaveForRoom() {
 	for _, p := range n.withRoom() {
 		ctx, cancel := context.WithTimeout(n.ctx, leaveWithin)
+		s, _ := n.server(p.ID)
+		if n.greet(ctx, s) { // its disk may have filled up since it was heard
+			p, _ = n.peers.get(s.ID)
+		}
+		if p.DiskFull {
+			cancel()
+			continue
+		}
 		err := n.transfer(ctx, p.ID)
 		cancel()
 		if err == nil {

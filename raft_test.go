@@ -145,6 +145,23 @@ func TestF6HungDisk(t *testing.T) {
 	}
 }
 
+// A node whose write of the Raft log does not come back is not ready, whatever
+// Raft, which waits with it, takes it for.
+func TestHangingDiskIsNotReady(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 1)
+	n := c.nodes[c.leader()]
+	eventually(t, "the node is ready", func() bool { return n.status().ready })
+	n.log.busy.Store(-int64(2 * hangsAfter)) // since before it was opened
+	if st := n.status(); st.ready || !st.diskHangs {
+		t.Errorf("with a write that hangs: %+v", st)
+	}
+	n.log.busy.Store(0)
+	if st := n.status(); !st.ready || st.diskHangs {
+		t.Errorf("after it: %+v", st)
+	}
+}
+
 // F5: a transfer that never ends makes Raft refuse every entry; the node asks
 // to be opened again, but not while a transfer takes its time.
 func TestF5TransferStuck(t *testing.T) {

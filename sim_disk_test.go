@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -423,7 +424,7 @@ func filesBelow(dir string, patterns ...string) (all []string) {
 // simTempDir returns a directory, in memory if there is such a place, and
 // removes it at the end.
 func simTempDir(t testing.TB) string {
-	base := "/dev/shm"
+	base := cmp.Or(os.Getenv("SCRIBE_SIM_DIR"), "/dev/shm")
 	if info, err := os.Stat(base); err != nil || !info.IsDir() {
 		return t.TempDir()
 	}

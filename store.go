@@ -49,12 +49,13 @@ type store struct {
 	waiters []sizeWaiter
 	recent  recentTiles // tiles of the tree over all published entries
 
-	tree  tileTree // grows recent; owned by the apply goroutine
-	ahead treeAhead
-	tiles tileCache
-	files fileCache
-	scrub scrubState
-	lists sync.Mutex // serialises changes of the list of runs, in ledger.db and in index
+	tree     tileTree // grows recent; owned by the apply goroutine
+	ahead    treeAhead
+	tiles    tileCache
+	files    fileCache
+	scrub    scrubState
+	lists    sync.Mutex // serialises changes of the list of runs, in ledger.db and in index
+	flushing sync.Mutex // held while a part goes to the disk
 
 	wake    chan struct{} // there is something for the seal goroutine
 	drained *sync.Cond    // on mu: sealing became shorter, or the store stopped

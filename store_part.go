@@ -22,9 +22,9 @@ const (
 	segmentPartSuffix = ".part"
 	partBuffer        = 256 << 10
 
-	// partSyncEvery bounds what of a part waits for the disk, to twice this, so that
-	// neither it nor its last fsync holds up the Raft log on the same disk.
-	partSyncEvery = 4 << 20
+	// partSyncEvery bytes of a part are brought to the disk at a time, and of one
+	// part at a time: what the Raft log has to write waits behind no more.
+	partSyncEvery = 2 << 20
 )
 
 // segmentSource gives the bytes of a segment file from an offset on to w.
@@ -37,7 +37,7 @@ type segmentPart struct {
 	file    *os.File
 	sum     stdhash.Hash // of the bytes so far
 	size    uint64       // of them
-	flushed uint64       // bytes the kernel was told to write
+	flushed uint64       // bytes that were brought to the disk
 }
 
 // openPart opens the part of a segment and reads what is there of it.
@@ -78,7 +78,9 @@ func (p *segmentPart) Write(b []byte) (int, error) {
 	p.sum.Write(b[:n])
 	p.size += uint64(n)
 	if err == nil && p.size-p.flushed >= partSyncEvery {
+		p.s.flushing.Lock()
 		err = p.doubtful(writeBack(p.file, int64(p.flushed), int64(p.size-p.flushed)))
+		p.s.flushing.Unlock()
 		p.flushed = p.size
 	}
 	return n, err

@@ -6,28 +6,19 @@ import (
 	"syscall"
 )
 
-// Flags of sync_file_range(2).
-const (
-	rangeWaitBefore = 1
-	rangeWrite      = 2
-	rangeWaitAfter  = 4
-)
+// rangeThrough are the flags of sync_file_range(2) to write a range and wait for it.
+const rangeThrough = 1 | 2 | 4
 
-// writeBack has the kernel begin to write n bytes of f from off on to the disk,
-// once the n bytes before are written. What it does not say to be wrong is not
-// durable yet; but an error it says, no later sync of f may say again.
+// writeBack brings n bytes of f from off on to the disk. Their place in the file
+// may not be durable yet: that is for a sync; but an error told here, no later
+// sync of f may tell again.
 func writeBack(f *os.File, off, n int64) error {
 	c, err := f.SyscallConn()
 	if err != nil {
 		return err
 	}
 	var failed error
-	err = c.Control(func(fd uintptr) {
-		failed = syscall.SyncFileRange(int(fd), off, n, rangeWrite)
-		if failed == nil && off >= n {
-			failed = syscall.SyncFileRange(int(fd), off-n, n, rangeWaitBefore|rangeWrite|rangeWaitAfter)
-		}
-	})
+	err = c.Control(func(fd uintptr) { failed = syscall.SyncFileRange(int(fd), off, n, rangeThrough) })
 	if failed == syscall.ENOSYS || failed == syscall.EINVAL || failed == syscall.EPERM {
 		failed = nil // a file system or a sandbox that has no such call
 	}

@@ -5,10 +5,19 @@ choose among what is pending. Assumed of the disk: a sector of 512 bytes is writ
 does not lie. Not assumed: that one file's fsync helps another, that names come with contents, any order between them.
 """
 
+import functools
 import hashlib
 import os
 
 SECTOR, PAGE = 512, 4096
+
+
+class Content(bytes):
+    """The bytes of a file in an image; images of the same moment share most of them."""
+
+    @functools.cached_property
+    def digest(self):
+        return hashlib.sha256(self).digest()
 
 
 class File:
@@ -16,6 +25,7 @@ class File:
 
     def __init__(self, data=b""):
         self.synced, self.pending = bytearray(data), []
+        self.made = {}  # contents made since the last sync, by what they are made of
 
 
 def overwrite(data, offset, piece):
@@ -53,7 +63,10 @@ class Part:
     """What an image has of one write: only some of its units."""
 
     def __init__(self, op, pieces):
-        self.op, self.pieces = op, pieces
+        self.op, self.inode, self.number, self.pieces = op, op.inode, op.number, pieces
+
+    def offsets(self):
+        return tuple(offset for offset, _ in self.pieces)
 
 
 class Disk:
@@ -101,6 +114,7 @@ class Disk:
             self.moves = [op for op in self.moves if op not in ops]
         else:
             ops, file = self.covered.pop(thing), self.files[thing.inode]
+            file.made.clear()
             for op in ops:
                 change(file.synced, op)
             file.pending = [op for op in file.pending if op not in ops]
@@ -118,7 +132,7 @@ class Disk:
         names = rename(dict(self.names), moves)
         by_inode = {}
         for op in contents:
-            by_inode.setdefault(getattr(op, "op", op).inode, []).append(op)
+            by_inode.setdefault(op.inode, []).append(op)
         image = {}
         for path, inode in sorted(names.items()):
             if path != self.root and image.get(os.path.dirname(path), b"") is not None:
@@ -127,18 +141,26 @@ class Disk:
         return image
 
     def contents(self, inode, ops, sizes):
+        """The file with these Ops, or Parts of them."""
         file = self.files[inode]
-        if not ops and not sizes:
-            return bytes(file.synced)
+        sizing = sizes.get(inode) if sizes else None
+        of = (*((op.number, op.offsets()) for op in ops), sizing is not None and len(sizing))
+        if of not in file.made:
+            if len(file.made) > 20:
+                file.made.clear()
+            file.made[of] = self.make(file, ops, sizing)
+        return file.made[of]
+
+    def make(self, file, ops, sizing):
         data = bytearray(file.synced)
         for op in ops:
             for offset, piece in op.pieces if isinstance(op, Part) else ():
                 overwrite(data, offset, piece)
             if not isinstance(op, Part):
                 change(data, op)
-        if sizes and inode in sizes:
-            resize(data, self.size(file, sizes[inode]))
-        return bytes(data)
+        if sizing is not None:
+            resize(data, self.size(file, sizing))
+        return Content(data)
 
     def size(self, file, ops):
         size = len(file.synced)
@@ -257,8 +279,8 @@ def digest(image):
     """What two images share only if they are equal."""
     whole = hashlib.sha256()
     for path, data in image.items():
-        whole.update(f"{path} {-1 if data is None else len(data)}\n".encode())
-        whole.update(data or b"")
+        whole.update(f"{path}\n".encode())
+        whole.update(b"folder" if data is None else data.digest)
     return whole.digest()
 
 

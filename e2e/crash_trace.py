@@ -119,7 +119,8 @@ class Promise:
     """What clients were told up to a moment: it must outlive a power cut."""
 
     def __init__(self):
-        self.least, self.vkeys, self.node_vkey = 0, [], None  # entries; ledger keys in the order they were shown
+        self.least, self.signed = 0, 0                # entries there are, entries a signed head covers
+        self.vkeys, self.node_vkey = [], None         # ledger keys in the order they were shown
         self.tails = {}
 
     def hear(self, sent):
@@ -130,7 +131,8 @@ class Promise:
         for found in SEQ.findall(text):
             self.least = max(self.least, int(found) + 1)
         for found in HEAD.findall(text):
-            self.least = max(self.least, int(found))
+            self.signed = max(self.signed, int(found))
+        self.least = max(self.least, self.signed)
         for found in VKEY.findall(text):
             if found.decode() not in self.vkeys:
                 self.vkeys.append(found.decode())
@@ -148,6 +150,10 @@ class Op:
         self.kind, self.inode, self.path = kind, inode, path
         self.number, self.step = step
         self.offset, self.data, self.size, self.to = offset, data, size, to
+
+    def offsets(self):
+        """Of the pieces of this in an image: all of it."""
+        return None
 
 
 class Sync:

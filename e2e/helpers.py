@@ -16,6 +16,7 @@ import pathlib
 import queue
 import random
 import re
+import select
 import shutil
 import signal
 import socket
@@ -143,12 +144,18 @@ class Client:
                 return
 
     def _connection(self, timeout):
-        try:
-            conn = self.idle.get_nowait()
-        except queue.Empty:
-            return self.connection("127.0.0.1", self.port, timeout=timeout), False
-        conn.sock.settimeout(timeout)
-        return conn, True
+        """An idle connection that the server has not closed, or a new one; whether it was used before."""
+        while True:
+            try:
+                conn = self.idle.get_nowait()
+            except queue.Empty:
+                return self.connection("127.0.0.1", self.port, timeout=timeout), False
+            poll = select.poll()
+            poll.register(conn.sock, select.POLLIN)
+            if not poll.poll(0):
+                conn.sock.settimeout(timeout)
+                return conn, True
+            conn.close()
 
     def _exchange(self, conn, method, path, body, headers):
         sent = whole = False

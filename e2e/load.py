@@ -35,6 +35,7 @@ class Load:
         self.acked = {}       # seq -> (key, version, sha256 of the value)
         self.latest = {}      # key -> seq of its last acknowledged write
         self.ack_times = []   # when acknowledgements came
+        self.failed = []      # (number of the node, answer) of all other attempts
         self.violations = []  # reads that went back in time, sequence numbers given twice
         self.mutex = threading.Lock()
         self.done = threading.Event()
@@ -71,19 +72,21 @@ class Load:
             turn += 1
             key = f"{self.prefix}/{writer}/{turn % self.keys}"
             value = f"{self.prefix} writer {writer} attempt {turn} ".encode().ljust(self.size, b".")
-            reply = rng.choice(nodes).put(raw_path(key), value, timeout=35)
-            self._note(key, sha256(value), reply)
+            node = rng.choice(nodes)
+            reply = node.put(raw_path(key), value, timeout=35)
+            self._note(node, key, sha256(value), reply)
             if fate(reply) != ACKED:
                 self.done.wait(0.02)
             elif rng.random() < 0.1:
                 self._read_back(key, reply.json()["seq"], rng.choice(nodes))
             self.done.wait(self.pause)
 
-    def _note(self, key, digest, reply):
+    def _note(self, node, key, digest, reply):
         what = fate(reply)
         with self.mutex:
             self.attempts[digest] = [key, what]
             if what != ACKED:
+                self.failed.append((node.number, reply))
                 return
             entry = reply.json()
             if entry["seq"] in self.acked:

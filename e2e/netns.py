@@ -88,11 +88,11 @@ class Network:
         self.cuts = {}
 
     def slow(self, host, rate):
-        """Let the host send no more than rate, such as 1mbit; None: as fast as it can."""
-        tc = ["ip", "netns", "exec", self.space(host), "tc", "qdisc"]
-        what = ["replace", "dev", "eth0", "root", "tbf", "rate", rate, "burst", "8kb", "latency", "400ms"] if rate \
-            else ["del", "dev", "eth0", "root"]
-        subprocess.run(tc + what, check=True, capture_output=True)
+        """The host sends and gets no more than rate, such as 1mbit; None: what it can."""
+        for space, device in ((self.space(host), "eth0"), (self.hub, f"port{host}")):
+            what = ("replace", "dev", device, "root", "tbf", "rate", rate, "burst", "8kb", "latency", "400ms") if rate \
+                else ("del", "dev", device, "root")
+            subprocess.run(["ip", "netns", "exec", space, "tc", "qdisc", *what], check=True, capture_output=True)
 
     def close(self):
         for space in (*(self.space(host) for host in self.hosts), self.hub):

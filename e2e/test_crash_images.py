@@ -19,6 +19,7 @@ import pickle
 import random
 import shutil
 import statistics
+import struct
 import sys
 import tempfile
 import time
@@ -67,6 +68,7 @@ class Boot:
 
     def check(self, image, promise):
         """Start a node on the image; AssertionError if it breaks the promise."""
+        self.check_signed(image, promise)
         shutil.rmtree(os.path.join(self.folder, "disk"), ignore_errors=True)
         crash_images.write(image, self.expected.root, os.path.join(self.folder, "disk"))
         open(self.node.log, "w").close()
@@ -81,6 +83,12 @@ class Boot:
             if self.node.running():
                 self.node.kill()
         self.check_bytes(leaves)
+
+    def check_signed(self, image, promise):
+        """The node remembers the largest head that it gave out: the file signed says so before it starts."""
+        file = image.get(os.path.join(self.expected.root, "data/signed")) or b""
+        newest = max((struct.unpack(">QQ", file[at + 8:at + 24]) for at in range(0, len(file) - 23, 4096)), default=(0, 0))
+        require(newest[1] >= promise.signed, f"a head over {promise.signed} entries was given out, {newest[1]} are remembered")
 
     def serves(self):
         if not self.node.running():
@@ -297,13 +305,13 @@ class CrashImages(Scenario):
         wanted = os.environ.get("SCRIBE_WORKLOADS", ",".join((*WORKLOADS, "twice"))).split(",")
         results, total = [], 0
         share = -(-IMAGES // len(wanted)) if not LONG else 1 << 30
+        tasks = ((name, SEED + turn, share) for turn in range(1000 if LONG else 1) for name in wanted)
         with multiprocessing.get_context("fork").Pool(JOBS, maxtasksperchild=1) as pool:
-            for turn in range(1000):
-                tasks = [(name, SEED + turn, share) for name in wanted]
-                results += pool.imap_unordered(in_child, tasks)
+            while total < IMAGES and (some := list(itertools.islice(tasks, 2 * JOBS))):
+                results += pool.imap_unordered(in_child, some)
                 total = sum(result.kinds.total() for result in results)
                 print(f"\n{total} images", end=" ", flush=True)
-                if total >= IMAGES or not LONG or any(result.failures for result in results):
+                if any(result.failures for result in results):
                     break
         report(results)
         self.assertEqual([failure for result in results for failure in result.failures], [])

@@ -198,7 +198,8 @@ class DiskFaults(Scenario):
                 self.slow_syncs(lambda c: c.leader(), ms)
 
     def hung_sync(self, choose):
-        """The syncs of the chosen node never return; seconds until writes went on, and the slowest of the next ones."""
+        """The syncs of the chosen node do not return; seconds until writes went on, those of the next ones, and whether
+        the others still follow the node."""
         c = self.cluster()
         victim = choose(c)
         others = [node for node in c.nodes if node is not victim]
@@ -211,13 +212,14 @@ class DiskFaults(Scenario):
                 wait_for("a write elsewhere", lambda: others[0].put("/next", b"x", timeout=40).status in (200, 201), 40)
                 gap = time.monotonic() - begun
                 later = self.timed_puts(others[0], 200, "later")
-                leader = c.leader()
+                leader = others[0].get("/cluster/leader").json()["id"]
+                wait_for("the node says that its disk hangs", lambda: victim.get("/health", timeout=2).status == 503, 20)
             print(f"writes again after {gap:.2f} s, then {latencies(later)}", end=" ", flush=True)
             if victim.running():  # its disk goes on now, as one that had hung may
                 victim.kill()
             victim.start().wait_ready()
         check(self, c, load)
-        return gap, later, leader is victim
+        return gap, later, leader == victim.number
 
     def test_hung_leader(self):
         gap, _, leads = self.hung_sync(lambda c: c.leader())

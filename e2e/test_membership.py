@@ -104,16 +104,16 @@ class Membership(Scenario):
         leader = c.leader()  # leaves, and hands over first
         writers.remove(leader)
         self.assertEqual(curl(fourth, "/cluster/leave", {"id": leader.number})[0], 200)
-        wait_for("the leader that left says so", lambda: leader.get("/health", timeout=2).status == 503
-                 and "removed" in leader.get("/health", timeout=2).json()["checks"]["raft"])
+        wait_for("the leader that left says so", lambda: (reply := leader.get("/health", timeout=2)).status == 503
+                 and "removed" in reply.json()["checks"]["raft"])
         self.assertEqual(leader.get("/load-0-1").code(), "removed")
         self.assertEqual(leader.stop(), 0)
         leader.start()
-        wait_for("it still says so", lambda: leader.get("/health", timeout=2).status == 503
-                 and leader.get("/health", timeout=2).json()["role"] == "removed")
+        wait_for("it still says so", lambda: (reply := leader.get("/health", timeout=2)).status == 503
+                 and reply.json()["role"] == "removed")
 
-        chief = int(curl(writers[0], "/cluster/leader")[1]["id"])
-        dead = next(node for node in writers if node.number != chief)
+        chief = c.leader()
+        dead = next(node for node in writers if node is not chief)
         writers.remove(dead)
         dead.kill()
         for node in writers:

@@ -2,9 +2,12 @@
 old, the rest goes on, and five seconds after the cut is mended every node serves, with nothing lost."""
 
 import contextlib
+import os
 import random
+import subprocess
 import threading
 import time
+import unittest
 
 import helpers
 from helpers import LONG, wait_for
@@ -201,6 +204,38 @@ class Five(Cuts):
         with Load(c, pause=0.02) as load:
             wait_for("writes", lambda: load.count() > 50)
             self.cuts(c, FIVE)
+        check(self, c, load)
+
+
+class Slow(Hosted):
+    @unittest.skipUnless(LONG, "takes half a minute")
+    def test_a_slow_link_holds_up_nobody(self):
+        """A follower that gets a tenth of what is written: the others go on under their leader, and it catches up."""
+        c = self.hosts().start()
+        leader, (slow, other) = c.leader(), c.followers()
+        with Load(c, writers=1) as load:
+            wait_for("writes", lambda: load.count() > 20)
+            before = term(leader)
+            try:
+                self.net.slow(slow.number, "1mbit")
+            except subprocess.CalledProcessError as err:
+                self.skipTest(f"tc tbf is not available here: {err.stderr}")
+            start, count, gap = time.monotonic(), 0, 0.0
+            while time.monotonic() < start + 20:
+                begun = time.monotonic()
+                for node in (leader, other):
+                    self.expect(node.put(f"/slow/{count}", os.urandom(60_000)), 201)
+                    count += 1
+                gap = max(gap, time.monotonic() - begun)
+                self.assertEqual(term(leader), before)
+            behind = leader.size() - (slow.size() or 0)
+            self.net.slow(slow.number, None)
+            start = time.monotonic()
+            every_ack(c.nodes, 30)
+            took = time.monotonic() - start
+        print(f"{count} values of 60 kB, two at most {gap:.2f} s; {behind} entries behind, writes again after {took:.2f} s",
+              end=" ", flush=True)
+        self.assertLess(took, HEAL)
         check(self, c, load)
 
 

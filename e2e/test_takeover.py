@@ -19,6 +19,7 @@ SIZE = (1100 if LONG else 200) * MIB
 SEGMENT = (64 if LONG else 16) * MIB
 VALUE = 16 << 10
 KILLS = 20 if LONG else 6
+PUTS = 8 if LONG else 3  # seconds of load before and during a takeover
 
 
 def bench(nodes, *args):
@@ -101,9 +102,9 @@ class Takeover(Scenario):
     def measure(self, c, node, size):
         """Start a node that lacks everything, beside a load; print and check how it went."""
         members = [n for n in c.running()]
-        before = Puts(members, 6).wait()
+        before = Puts(members, PUTS).wait()
         disk = disk_rate(c.folder)
-        load = Puts(members, 6)
+        load = Puts(members, PUTS)
         time.sleep(1)
         start = time.monotonic()
         node.start()

@@ -1,0 +1,30 @@
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"strings"
+)
+
+// recoverAlone makes a stopped node whose cluster has lost most of its members
+// for good a cluster of its own.
+func (p *program) recoverAlone(ctx context.Context, args []string) error {
+	flags := flag.NewFlagSet("recover", flag.ContinueOnError)
+	file := flags.String("config", "", "TOML `file` to read, that of the node")
+	flags.String("node-id", "", "`number` of the node, wins over node.id")
+	if _, err := p.parse(flags, args, 0, 0); err != nil {
+		return err
+	}
+	c, err := loadConfig(*file, p.env, flagSettings(flags), false)
+	if err != nil {
+		return &exitError{exitUnusable, err}
+	}
+	cut, err := recoverNode(ctx, nodeOptionsFrom(c, "", p.newLogger(c.Log), newMetrics()))
+	if err != nil {
+		return fmt.Errorf("recovering node %d: %w", c.Node.ID, err)
+	}
+	fmt.Fprintf(p.stdout, "node %d is a cluster of its own now, without %s; the entry %q tells of it. Never start the lost nodes on their old data: they would go on with another history\n",
+		c.Node.ID, strings.Join(cut.Lost, ", "), cutKey)
+	return nil
+}

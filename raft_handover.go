@@ -1,0 +1,137 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// Handing over leadership. What this leader has let in lands first and nothing
+// new gets in, otherwise its outcome would be unknown. Who asks meanwhile is
+// told that nothing was applied and tries the next leader.
+
+// doorway counts the packs that are on their way through this leader.
+type doorway struct {
+	mu     sync.Mutex
+	shut   bool
+	inside int
+	empty  chan struct{} // while it is shut: closed when nobody is inside any more
+}
+
+// enter lets a pack in, unless the door is shut.
+func (d *doorway) enter() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.shut {
+		return false
+	}
+	d.inside++
+	return true
+}
+
+// leave notes that a pack that was let in has landed.
+func (d *doorway) leave() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.inside--
+	if d.shut && d.inside == 0 {
+		close(d.empty)
+	}
+}
+
+// close shuts the door; it returns what tells that nobody is inside any more.
+func (d *doorway) close() <-chan struct{} {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.shut, d.empty = true, make(chan struct{})
+	if d.inside == 0 {
+		close(d.empty)
+	}
+	return d.empty
+}
+
+// open lets packs in again.
+func (d *doorway) open() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.shut = false
+}
+
+// isShut tells whether leadership is being handed over.
+func (d *doorway) isShut() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.shut
+}
+
+// handOver hands leadership to another node before this one stops, if it leads
+// and another can.
+func (n *node) handOver(ctx context.Context) {
+	if !n.leads() || len(n.voters()) < 2 {
+		return
+	}
+	if err := n.transfer(ctx, 0); err != nil {
+		n.o.logger.Warn("leadership was not handed over", "error", err)
+	}
+}
+
+// transfer hands leadership to the node with the given id, 0 = to the most
+// advanced one, and returns when it is gone. A follower passes it on.
+func (n *node) transfer(ctx context.Context, to uint64) error {
+	addr, _ := n.leaderServer()
+	if addr == "" {
+		return errNoLeader
+	}
+	r := n.raft.Load()
+	if r.State() != raft.Leader {
+		return n.call(ctx, http.MethodPost, string(addr), "/transfer", transferRequest{to}, nil)
+	}
+	n.transfers.Lock()
+	defer n.transfers.Unlock()
+	empty := n.door.close()
+	defer n.door.open()
+	select {
+	case <-empty:
+	case <-time.After(n.silence()): // a disk that slow is why leadership goes: the others need not wait for it
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if err := n.wait(r.Barrier(time.Second)); err != nil { // there are more entries than those of packs
+		return err
+	}
+	if to == 0 {
+		to = n.roomiest()
+	}
+	done := make(chan error, 1)
+	go func() { done <- n.transferTo(r, to) }() // may stay behind for ever: raft.md F5
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// transferTo has Raft hand over leadership.
+func (n *node) transferTo(r *raft.Raft, to uint64) error {
+	if to == 0 {
+		return r.LeadershipTransfer().Error()
+	}
+	s, ok := n.server(to)
+	if !ok {
+		return fmt.Errorf("%w: no node has id %d", errNotFound, to)
+	}
+	if s.Suffrage != raft.Voter { // Raft would make it a candidate for ever
+		return fmt.Errorf("node %d does not vote and cannot lead", to)
+	}
+	return r.LeadershipTransferToServer(s.ID, s.Address).Error()
+}
+
+// transferRequest asks the leader to hand over leadership.
+type transferRequest struct {
+	To uint64 `json:"to"`
+}

@@ -1,0 +1,88 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+)
+
+// Leadership goes from node to node under writers at all of them, and none of
+// them notices: every write is acknowledged.
+func TestHandOverUnderWriters(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 3)
+	c.leader()
+	ctx, cancel := context.WithCancel(context.Background())
+	var writers sync.WaitGroup
+	for i := range c.nodes {
+		for w := range 3 {
+			writers.Go(func() {
+				for k := 0; ctx.Err() == nil; k++ {
+					h, err := c.nodes[i].put(fmt.Sprintf("%d/%d", i, w), fmt.Sprint(k), "")
+					if err != nil {
+						t.Errorf("write %d of writer %d at node %d: %v", k, w, i+1, err)
+						return
+					}
+					c.note(h)
+				}
+			})
+		}
+	}
+	for range rounds(t, 6) {
+		c.transfer((c.leader() + 1) % 3)
+	}
+	cancel()
+	writers.Wait()
+	c.check()
+}
+
+// A door that is shut lets nobody in and tells when the last one has left.
+func TestDoorway(t *testing.T) {
+	var d doorway
+	if !d.enter() || !d.enter() {
+		t.Fatal("an open door lets nobody in")
+	}
+	empty := d.close()
+	if d.enter() || !d.isShut() {
+		t.Error("a door that is shut lets somebody in")
+	}
+	d.leave()
+	select {
+	case <-empty:
+		t.Error("it is empty with somebody inside")
+	default:
+	}
+	d.leave()
+	receive(t, empty, "the last one to leave")
+	d.open()
+	if !d.enter() {
+		t.Error("a door that was opened again lets nobody in")
+	}
+	d.leave()
+	receive(t, d.close(), "an empty room")
+}
+
+// A node that stops ends connections with the reply, not under a request.
+func TestRetire(t *testing.T) {
+	s := newTestServer(t, nil)
+	get := "GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+	if r := s.raw(get); r.closed {
+		t.Error("a connection ends although nobody stops the node")
+	}
+	busy := s.dial()
+	defer busy.Close()
+	eventually(t, "the connection is counted", func() bool { return s.o.metrics.http.connections.n.Load() > 0 })
+	s.retire()
+	if r := s.raw(get); !r.closed || r.status != 200 {
+		t.Errorf("a reply of a node that stops: %d, connection closed: %v", r.status, r.closed)
+	}
+	start := time.Now()
+	s.awaitRetired()
+	if took := time.Since(start); took < farewell {
+		t.Errorf("an open connection was waited for %v, want %v", took, farewell)
+	}
+	busy.Close()
+	eventually(t, "nobody is connected", func() bool { return s.o.metrics.http.connections.n.Load() == 0 })
+}
