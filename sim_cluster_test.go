@@ -65,6 +65,14 @@ const (
 	simSettle       = 15 * time.Minute // within which a cluster without faults is well again
 )
 
+// simLife is how long a cluster lives and how hard.
+type simLife struct {
+	faults time.Duration // how long things go wrong
+	every  time.Duration // between two faults, on average
+	scrub  time.Duration // between two passes of the scrub
+	again  string        // how to run it again
+}
+
 // simCount counts what happened.
 type simCount struct {
 	mu sync.Mutex
@@ -111,17 +119,15 @@ func (c *simCount) list() (text string, sum int) {
 }
 
 // newSimCluster prepares a cluster as the seed wants it.
-func newSimCluster(t testing.TB, seed uint64, dir string, short bool) *simCluster {
+func newSimCluster(t testing.TB, seed uint64, dir string, life simLife) *simCluster {
 	rng := rand.New(rand.NewPCG(seed, 'c'))
 	c := &simCluster{t: t, seed: seed, rng: rng, dir: dir, count: new(simCount), ending: make(chan struct{}), began: time.Now()}
 	c.told = simLedger{acked: make(map[uint64]ack), never: make(map[string]string), heads: make(map[uint64]simHead), done: make(map[string]int)}
 	c.logger = slog.New(slog.NewTextHandler(&c.log, &slog.HandlerOptions{Level: slog.LevelInfo}))
 	c.net = newSimNet(seed, c.count)
 	c.wakeUp.init()
-	c.pace, c.scrub, c.again = 4*time.Second, 4*time.Minute, fmt.Sprintf("SCRIBE_SEED=%d go test -run 'TestSim$' .", seed)
-	if short {
-		c.scrub, c.again = 30*time.Second, "SCRIBE_SIM_SHORT=1 "+c.again
-	}
+	c.pace, c.scrub = min(4*time.Second, life.every/5), life.scrub
+	c.again = fmt.Sprintf("SCRIBE_SEED=%d %s", seed, life.again)
 	c.sealAfter = 10*time.Second + time.Duration(rng.Int64N(int64(2*time.Minute)))
 	c.founders = 3
 	size := 3
@@ -158,8 +164,7 @@ func (c *simCluster) violation(format string, args ...any) {
 
 // run is the whole life of the cluster: faults for so long, then peace, in which
 // it has to recover, and the whole truth at the end.
-func (c *simCluster) run(faults, every time.Duration) {
-	c.pace = min(c.pace, every/5)
+func (c *simCluster) run(life simLife) {
 	var nodes, clients, watch sync.WaitGroup
 	for _, n := range c.nodes {
 		nodes.Go(n.keep)
@@ -171,8 +176,8 @@ func (c *simCluster) run(faults, every time.Duration) {
 	}
 	watch.Go(func() { c.watch(unwatch) })
 
-	nemesis := newNemesis(c, every)
-	nemesis.run(faults)
+	nemesis := newNemesis(c, life.every)
+	nemesis.run(life.faults)
 	nemesis.peace()
 	ok := c.eventually("the cluster recovers", simSettle, func() string { return c.unwell(nemesis) })
 	if ok {

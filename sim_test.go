@@ -29,10 +29,9 @@ type simTotals struct {
 //	SCRIBE_SIM_HOURS=100 go test -run 'TestSim$' -v .       100 virtual hours, an hour a seed
 //	SCRIBE_SIM_HOURS=8760 go test -run 'TestSim$' -timeout 0 -v .   a year
 //
-// SCRIBE_SEED with SCRIBE_SIM_HOURS is the first seed of a longer run, with
-// SCRIBE_SIM_SHORT=1 it is run as in the plain test;
-// SCRIBE_SIM_EVERY is the time between two faults in seconds: clients keep pace,
-// and lives are as much shorter;
+// SCRIBE_SIM_EVERY is the time between two faults in seconds: clients keep pace, and
+// lives are as much shorter. SCRIBE_SEED with SCRIBE_SIM_HOURS is the first seed
+// of a longer run, with SCRIBE_SIM_SHORT=1 it is run as in the plain test.
 // SCRIBE_SIM_LOG is the directory for the logs of seeds that found something.
 func TestSim(t *testing.T) {
 	first, hours := envUint(t, "SCRIBE_SEED"), envUint(t, "SCRIBE_SIM_HOURS")
@@ -44,6 +43,15 @@ func TestSim(t *testing.T) {
 			count = 5
 		}
 	}
+	life := simLife{faults: time.Hour, every: 20 * time.Second, scrub: 4 * time.Minute, again: "go test -run 'TestSim$' ."}
+	if short {
+		life = simLife{4 * time.Minute, 6 * time.Second, 30 * time.Second, "SCRIBE_SIM_SHORT=1 " + life.again}
+	}
+	if s := envUint(t, "SCRIBE_SIM_EVERY"); s > 0 {
+		life.every = time.Duration(s) * time.Second
+		life.faults = min(life.faults, 180*life.every)
+		life.again = fmt.Sprintf("SCRIBE_SIM_EVERY=%d %s", s, life.again)
+	}
 	var totals simTotals
 	if hours > 0 {
 		defer debug.SetGCPercent(debug.SetGCPercent(400))
@@ -53,7 +61,7 @@ func TestSim(t *testing.T) {
 		for seed := first; seed < first+count; seed++ {
 			t.Run(fmt.Sprint(seed), func(t *testing.T) {
 				t.Parallel()
-				totals.run(t, seed, short)
+				totals.run(t, seed, life)
 			})
 		}
 	})
@@ -74,22 +82,14 @@ func coreTime() time.Duration {
 }
 
 // run simulates one seed.
-func (s *simTotals) run(t *testing.T, seed uint64, short bool) {
-	faults, every := time.Hour, 20*time.Second
-	if short {
-		faults, every = 4*time.Minute, 6*time.Second
-	}
-	if s := envUint(t, "SCRIBE_SIM_EVERY"); s > 0 {
-		every = time.Duration(s) * time.Second
-		faults = min(faults, 180*every)
-	}
+func (s *simTotals) run(t *testing.T, seed uint64, life simLife) {
 	began, dir := time.Now(), simTempDir(t)
 	var looks atomic.Int64
 	defer watchdog(seed, &looks)()
 	synctest.Test(t, func(t *testing.T) {
-		c := newSimCluster(t, seed, dir, short)
+		c := newSimCluster(t, seed, dir, life)
 		c.looks = &looks
-		c.run(faults, every)
+		c.run(life)
 		virtual := time.Duration(c.elapsed())
 		s.virtual.Add(int64(virtual))
 		s.seeds.Add(1)
