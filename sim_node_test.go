@@ -41,6 +41,7 @@ type simNode struct {
 	hears   atomic.Pointer[discovery]
 	failing atomic.Bool  // something was done to it that may end it
 	damaged atomic.Bool  // its disk was damaged at rest: it may refuse to start
+	lost    atomic.Bool  // what it had may go, or is gone, and it was not seen as a member since
 	since   atomic.Int64 // when it was damaged or started last, whichever is later, as elapsed says
 }
 

@@ -11,6 +11,7 @@ values and want the same bytes. Never change what a golden file holds: a later
 version must still read it; add a file for a new format.
 """
 import hashlib
+import json
 import os
 import struct
 
@@ -191,6 +192,15 @@ def node_key():
     return body + crc32c(body)
 
 
+def node_file():
+    member = {"id": 1, "incarnation": "8f3a5c0b12d4e677", "http": "http://127.0.0.1:8001", "raft": "127.0.0.1:9001", "region": "eu"}
+    fields = {"format": 1, "node_id": 1, "incarnation": member["incarnation"], "cluster_name": "scribe", "cluster_id": "5b0c" * 8,
+              "members": [member], "started": True, "pledge": {"cluster_id": "5b0c" * 8, "name": "scribe", "members": [member]},
+              "raft": member["raft"], "learner": True, "removed": True}
+    fields["crc32c"] = crc32c(json.dumps(fields, indent=2).encode()).hex()
+    return json.dumps(fields, indent=2).encode() + b"\n"
+
+
 def run_info():
     return struct.pack(">QQQQQ", 2, 1000, 1199, 63, 12345) + bytes([0x55]) * 32
 
@@ -219,3 +229,4 @@ if __name__ == "__main__":
     write("snapshot-2.bin", snapshot_with_keys())
     write("signed-1.bin", signed())
     write("node-key-1.bin", node_key())
+    write("node-1.json", node_file())
