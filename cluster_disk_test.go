@@ -34,24 +34,24 @@ func TestSlowDisk(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			calmly(t, func() (*testCluster, error) {
+			calmly(t, func(slower int) (*testCluster, error) {
 				disks, change := gates()
-				c := newCluster(t, 3, change)
+				c := newCluster(t, 3, change, electing(slower))
 				lead := c.leader()
 				c.put(lead, "a", "0")
 				term := c.term()
-				for _, k := range row.slow {
-					disks[c.nodes[(lead+k)%3].o.id].delay.Store(int64(row.delay))
+				writes, pause, wait := 2, row.delay, row.wait
+				if pause == delay {
+					writes, pause, wait = 5, pause*time.Duration(slower), wait*time.Duration(slower)
 				}
-				writes := 2
-				if row.delay == delay {
-					writes = 5
+				for _, k := range row.slow {
+					disks[c.nodes[(lead+k)%3].o.id].delay.Store(int64(pause))
 				}
 				start := time.Now()
 				for k := range writes {
 					c.put(lead, "a", fmt.Sprint(k))
 				}
-				if took := time.Since(start); took < time.Duration(writes)*row.wait {
+				if took := time.Since(start); took < time.Duration(writes)*wait {
 					t.Errorf("%d writes took %v: one was acknowledged before it was on disk", writes, took)
 				}
 				now := c.term()
@@ -76,9 +76,9 @@ func TestSlowDisk(t *testing.T) {
 // works again.
 func TestHungDiskOfFollower(t *testing.T) {
 	t.Parallel()
-	calmly(t, func() (*testCluster, error) {
+	calmly(t, func(slower int) (*testCluster, error) {
 		disks, change := gates()
-		c := newCluster(t, 3, change, func(o *nodeOptions) { o.writeTimeout = 2 * time.Second })
+		c := newCluster(t, 3, change, electing(slower), func(o *nodeOptions) { o.writeTimeout = 2 * time.Second })
 		lead := c.leader()
 		hung, other := (lead+1)%3, (lead+2)%3
 		term := c.term()
@@ -88,7 +88,7 @@ func TestHungDiskOfFollower(t *testing.T) {
 		defer stop()
 		c.goOn(acked, 200)
 		eventually(t, "the disk does not hang", func() bool { return disks[c.nodes[hung].o.id].waiting.Load() > 0 })
-		c.endure(acked, storm(t), 50)
+		c.endure(acked, time.Duration(slower)*storm(t), 50)
 		err := c.wantLeader(lead, term)
 		stop()
 		c.put(other, "a", "1")
@@ -97,7 +97,7 @@ func TestHungDiskOfFollower(t *testing.T) {
 		if v := c.get(hung, "a"); v != "1" {
 			t.Errorf("the node reads %q", v)
 		}
-		if took := time.Since(start); took > healWithin {
+		if took := time.Since(start); took > healWithin*time.Duration(slower) {
 			err = fmt.Errorf("the node has everything after %v, want at most %v", took, healWithin)
 		}
 		return c, err

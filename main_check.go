@@ -94,7 +94,7 @@ func (p *program) verifier() *verifier {
 			folder = filepath.Join(dir, "scribe-ledger")
 		}
 	}
-	return &verifier{out: p.stdout, now: p.now, folder: folder}
+	return &verifier{out: p.stdout, now: p.now, folder: folder, soundPages: checkBolt}
 }
 
 // withExitCode gives an error of verify or audit its exit code.

@@ -33,6 +33,9 @@ type verifier struct {
 	folder string // where pins are kept; "" if nobody knows
 	// progress is told how many entries are done and which part of all; nil for none.
 	progress func(entries int64, part float64)
+	// soundPages tells whether the pages of a bbolt file lead anywhere but into
+	// the file: bbolt itself does not look. It judges bbolt's format, not ours.
+	soundPages func(path string) error
 }
 
 // maxReceiptFile bounds the files of receipts, keys and checkpoints.

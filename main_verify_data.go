@@ -217,7 +217,7 @@ func (a *audit) withLedger(ctx context.Context, path string) ([]string, error) {
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 		return []string{"not compared: there is no ledger.db"}, a.segments(ctx)
 	}
-	ledger, err := openLedgerFile(path)
+	ledger, err := openLedgerFile(path, a.soundPages)
 	if errors.Is(err, bolterrors.ErrTimeout) {
 		return []string{"not compared: manifest and tiles, for a running node holds the lock of ledger.db"}, a.segments(ctx)
 	}
@@ -268,11 +268,17 @@ type ledgerAudit struct {
 	db   *bbolt.DB
 }
 
-// openLedgerFile opens ledger.db unless a node has it open.
-func openLedgerFile(path string) (l *ledgerAudit, err error) {
+// openLedgerFile opens ledger.db unless a node has it open. Once no node can
+// write to it, sound looks at its pages.
+func openLedgerFile(path string, sound func(path string) error) (l *ledgerAudit, err error) {
 	l = &ledgerAudit{path: path}
 	err = l.guard(func() error {
-		l.db, err = bbolt.Open(path, 0, &bbolt.Options{ReadOnly: true, Timeout: 50 * time.Millisecond})
+		if l.db, err = bbolt.Open(path, 0, &bbolt.Options{ReadOnly: true, Timeout: 50 * time.Millisecond}); err != nil {
+			return err
+		}
+		if err = sound(path); err != nil {
+			l.db.Close()
+		}
 		return err
 	})
 	return l, err

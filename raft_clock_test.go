@@ -23,9 +23,9 @@ var jumps = []time.Duration{time.Hour, -time.Hour, 10 * 365 * 24 * time.Hour, -1
 func TestClockJumps(t *testing.T) {
 	t.Parallel()
 	const sealAfter = 2 * time.Second
-	calmly(t, func() (*testCluster, error) {
+	calmly(t, func(slower int) (*testCluster, error) {
 		clocks := make(map[uint64]*wallClock)
-		c := newCluster(t, 3, func(o *nodeOptions) {
+		c := newCluster(t, 3, electing(slower), func(o *nodeOptions) {
 			clocks[o.id] = new(wallClock)
 			o.now, o.sealAfter, o.removeDeadAfter = clocks[o.id].now, sealAfter, 10*time.Minute
 		})

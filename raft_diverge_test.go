@@ -48,9 +48,7 @@ func (c *testCluster) wantStopped(i int, say ...string) {
 	n := c.nodes[i]
 	err := receive(c.t, n.failed(), "the diverged node stops")
 	wantError(c.t, err, errDiverged, append(say, howToRepair)...)
-	if r := n.raft.Load(); r.State().String() != "Shutdown" {
-		c.t.Errorf("Raft is %s", r.State())
-	}
+	eventually(c.t, "Raft goes on", func() bool { return n.raft.Load().State().String() == "Shutdown" })
 	if err := n.confirmRead(c.t.Context()); !errors.Is(err, errNoLeader) {
 		c.t.Errorf("a read is confirmed: %v", err)
 	}

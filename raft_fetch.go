@@ -1,11 +1,9 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"slices"
 	"strings"
 	"sync"
@@ -42,6 +40,7 @@ type segmentFetcher struct {
 	named   []raft.Server             // who the snapshot says are there
 	got     map[uint64]fetchedSegment // by first seq
 	run     fetchRun
+	alone   logLimit // for the line that nobody (else) can be asked
 }
 
 // fetchRun is what the log says of fetching, from the first segment that is
@@ -68,9 +67,9 @@ func (f *segmentFetcher) fetch(snap *snapshot) ([]fetchedSegment, error) {
 		if info.first < from {
 			continue
 		}
-		if g, ok := f.got[info.first]; ok && g.info.id() == info.id() {
+		if g, ok := f.got[info.first]; ok && g.info.root == info.root {
 			have = append(have, g)
-		} else if f.busy[info.first].id() != info.id() {
+		} else if b, ok := f.busy[info.first]; !ok || b.root != info.root {
 			f.want = append(f.want, info)
 		}
 	}
@@ -146,7 +145,10 @@ func (f *segmentFetcher) ended() {
 		"bytes_per_second", int64(float64(f.run.bytes)/took.Seconds()))
 	f.run = fetchRun{}
 	f.peers.forget()
-	f.n.o.metrics.fetch.missing.set(int64(len(f.want)))
+	m := &f.n.o.metrics.fetch
+	m.missing.set(int64(len(f.want)))
+	m.peers.set(0)
+	m.rate.set(0)
 	if err := f.n.store.removeParts(); err != nil {
 		f.n.o.logger.Warn("removing parts of segments", "error", err)
 	}
@@ -186,11 +188,14 @@ func (f *segmentFetcher) failed(info segmentInfo, err error) time.Duration {
 		f.roomIs(false)
 		return roomPause
 	}
-	level := slog.LevelWarn
-	if errors.Is(err, errPeerBusy) || f.n.ctx.Err() != nil {
-		level = slog.LevelDebug
+	switch {
+	case f.n.ctx.Err() != nil:
+	case errors.Is(err, errNobody):
+		f.alone.log, f.alone.every = f.n.o.logger, fetchReport
+		f.alone.warn("fetching a segment", "segment", info.id(), "error", err)
+	default:
+		f.n.o.logger.Warn("fetching a segment", "segment", info.id(), "error", err)
 	}
-	f.n.o.logger.Log(context.Background(), level, "fetching a segment", "segment", info.id(), "error", err)
 	return fetchPause
 }
 

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"io/fs"
 	"os"
@@ -27,8 +28,13 @@ import (
 //	  "members": [
 //	    {"id": 1, "incarnation": "8f3a5c0b12d4e677", "http": "http://127.0.0.1:8001", "raft": "127.0.0.1:9001"}
 //	  ],
-//	  "started": true
+//	  "started": true,
+//	  "crc32c": "1c291ca3"
 //	}
+//
+// crc32c is that of the same JSON, indented by two spaces and without this
+// field: a flipped bit must not make this node one of another cluster, or a
+// voter of a learner. A file without it, of an older program, is taken as it is.
 //
 // The incarnation is drawn when the directory is new. It is part of the node's
 // Raft id: a node whose disk was replaced is another Raft server and cannot
@@ -46,6 +52,7 @@ type nodeFile struct {
 	Raft        string   `json:"raft,omitempty"`    // its internal address when Raft last started (raft_move.go)
 	Learner     bool     `json:"learner,omitempty"` // it was told not to vote
 	Removed     bool     `json:"removed,omitempty"` // it was taken out of the cluster
+	CRC32C      string   `json:"crc32c,omitempty"`
 
 	cluster     clusterID
 	incarnation uint64
@@ -79,11 +86,8 @@ func (n *node) loadIdentity() (*nodeFile, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &nodeFile{}
-	if err := json.Unmarshal(b, f); err != nil {
-		return nil, fmt.Errorf("%s: %w: %w", path, errCorrupt, err)
-	}
-	if err := f.parse(); err != nil {
+	f, err := decodeNodeFile(b)
+	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	switch {
@@ -93,6 +97,23 @@ func (n *node) loadIdentity() (*nodeFile, error) {
 		return nil, fmt.Errorf("%s: the directory belongs to cluster %q, this node is configured for %q", path, f.ClusterName, n.o.clusterName)
 	}
 	return f, nil
+}
+
+// decodeNodeFile reads the bytes of a node.json. Errors wrap errCorrupt, or
+// errFormat: of a newer format nothing else is looked at.
+func decodeNodeFile(b []byte) (*nodeFile, error) {
+	f := &nodeFile{}
+	if err := json.Unmarshal(b, f); err != nil {
+		return nil, fmt.Errorf("%w: %w", errCorrupt, err)
+	}
+	if err := f.parse(); err != nil {
+		return nil, err
+	}
+	sum, err := f.checksum()
+	if err == nil && f.CRC32C != "" && f.CRC32C != sum {
+		err = fmt.Errorf("%w: crc32c is %q, that of the content %q", errCorrupt, f.CRC32C, sum)
+	}
+	return f, err
 }
 
 // newIdentity makes node.json in a directory that must be new.
@@ -153,6 +174,10 @@ func parseClusterID(s string) (clusterID, error) {
 
 // save writes node.json durably, whole or not at all.
 func (f *nodeFile) save(dir string) error {
+	var err error
+	if f.CRC32C, err = f.checksum(); err != nil {
+		return err
+	}
 	b, err := json.MarshalIndent(f, "", "  ")
 	if err != nil {
 		return err
@@ -161,6 +186,14 @@ func (f *nodeFile) save(dir string) error {
 		_, err := w.Write(append(b, '\n'))
 		return err
 	})
+}
+
+// checksum returns the CRC32C of what f says, as 8 hex digits.
+func (f *nodeFile) checksum() (string, error) {
+	bare := *f
+	bare.CRC32C = ""
+	b, err := json.MarshalIndent(&bare, "", "  ")
+	return fmt.Sprintf("%08x", crc32.Checksum(b, castagnoli)), err
 }
 
 // become saves a changed identity and then uses it.

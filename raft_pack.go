@@ -384,7 +384,7 @@ func (n *node) mayPropose() error {
 	}
 	if n.diskFull.Load() {
 		if len(n.withRoom()) > 0 {
-			return fmt.Errorf("%w: leadership is to be handed over", errNotApplied)
+			return errHandingOver
 		}
 		return fmt.Errorf("%w: %w", errNotApplied, errDiskFull)
 	}

@@ -87,21 +87,11 @@ func (n *node) openStopped() (err error) {
 // lostMembers returns all members but this node, by the newest configuration on
 // its disk, which may not be agreed yet.
 func (n *node) lostMembers() ([]raft.Server, error) {
-	at := n.store.durable.Load().at
-	var servers []raft.Server
-	if len(at.configuration) > 0 {
-		servers = raft.DecodeConfiguration(at.configuration).Servers
-	}
-	last, err := n.log.LastIndex()
-	for index := at.index + 1; err == nil && index <= last; index++ {
-		var l raft.Log
-		if err = n.log.GetLog(index, &l); err == nil && l.Type == raft.LogConfiguration {
-			servers = raft.DecodeConfiguration(l.Data).Servers
-		}
-	}
+	last, err := n.lastConfiguration()
 	if err != nil {
 		return nil, err
 	}
+	servers := last.Servers
 	self := n.self.Load().NodeID
 	lost := slices.DeleteFunc(slices.Clone(servers), func(s raft.Server) bool {
 		id, _, err := parseServerID(s.ID)

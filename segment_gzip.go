@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"compress/gzip"
+	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
@@ -18,7 +19,7 @@ import (
 // ordinary .gz of it, of which a part can be read alone.
 //
 //	members  gzip members (RFC 1952) of 240 KiB of the file each, the last of what
-//	         is left; a file of more than 16,000 such members has members of
+//	         is left; a file of more than 1,800 such members has members of
 //	         twice that, or four times, and so on
 //	table    one more member, of no bytes, that says where the others are
 //
@@ -33,7 +34,7 @@ import (
 //	    10     2  length of the extra field, little-endian
 //	    12     2  "SL"
 //	    14     2  length of what is in the field, little-endian
-//	    16   4*n  size of each member
+//	    16  36*n  of each member: its size, and SHA-256 of what it holds
 //	     .     8  size of the segment file
 //	     .     4  bytes of the file in each member but the last
 //	     .     4  CRC32C of everything in the field before
@@ -41,19 +42,23 @@ import (
 //	     .    10  03 00 and eight bytes 0: nothing, packed; its CRC and size
 //
 // Integers are big-endian but for the two lengths, which are gzip's. The table
-// has 46 + 4n bytes, and n follows from the size of the segment file: who knows
+// has 46 + 36n bytes, and n follows from the size of the segment file: who knows
 // that (the manifest says it) reads exactly the table from the end of the
-// object. The table's CRC guards against accidents only: what is unpacked is
-// compared with hashes that Raft holds.
+// object.
 //
-// The name is <first, 20 digits>-<SHA-256 of the segment file, 64 hex digits>.seg.gz.
-// It depends on no packer, so that there is one object a segment whoever made it.
+// The name is <first, 20 digits>-<sum, 64 hex digits>.seg.gz. sum is SHA-256 of
+// the size of the segment file (uint64), the bytes in each member (uint32) and
+// the hashes of all members, in order. So the manifest, which Raft agreed on and
+// which has the name, tells the table's hashes from made-up ones, and those each
+// byte of each member: nothing that a bucket gives has to be believed. The name
+// depends on no packer: there is one object a segment whoever made it.
 
 // Part of the format; never change, add a version.
 const (
 	gzipMemberSize = 240 << 10
-	gzipMaxMembers = 16_000
+	gzipMaxMembers = 1_800
 	gzipTableFixed = 46
+	gzipTableEntry = 36
 	gzipTableMagic = "SGZT"
 	gzipTableHead  = "\x1f\x8b\x08\x04\x00\x00\x00\x00\x00\xff"
 	gzipTableEnd   = "\x03\x00\x00\x00\x00\x00\x00\x00\x00\x00"
@@ -64,7 +69,7 @@ const (
 var errPacked = errors.New("packed segment is damaged")
 
 // packedName returns the name of the segment that begins with entry first and
-// whose file has that SHA-256.
+// whose table has that sum.
 func packedName(first uint64, sum hash) string {
 	return fmt.Sprintf("%020d-%x%s", first, sum[:], packedSuffix)
 }
@@ -86,6 +91,17 @@ type gzipTable struct {
 	size   int64   // of the segment file
 	member int64   // bytes of the file in each member but the last
 	ends   []int64 // where each member ends in the object
+	sums   []hash  // SHA-256 of what each member holds
+}
+
+// sum returns what the name of the object says of the segment file.
+func (t *gzipTable) sum() hash {
+	b := binary.BigEndian.AppendUint64(nil, uint64(t.size))
+	b = binary.BigEndian.AppendUint32(b, uint32(t.member))
+	for i := range t.sums {
+		b = append(b, t.sums[i][:]...)
+	}
+	return sha256.Sum256(b)
 }
 
 // gzipMembers returns how many bytes of a file of that size are in each member,
@@ -101,7 +117,7 @@ func gzipMembers(size int64) (member int64, n int) {
 // gzipTableSize returns the size of the table of a segment file of that size.
 func gzipTableSize(size int64) int64 {
 	_, n := gzipMembers(size)
-	return gzipTableFixed + 4*int64(n)
+	return gzipTableFixed + gzipTableEntry*int64(n)
 }
 
 // packSegment writes the segment file r, which has that size, to w, packed at a
@@ -115,15 +131,17 @@ func packSegment(w io.Writer, r io.Reader, size int64, level int) (*gzipTable, e
 	if err != nil {
 		return nil, err
 	}
+	sum := sha256.New()
 	for i := range n {
 		pack.Reset(out)
-		if _, err := io.CopyN(pack, r, t.rawSize(i)); err != nil {
+		sum.Reset()
+		if _, err := io.CopyN(io.MultiWriter(pack, sum), r, t.rawSize(i)); err != nil {
 			return nil, fmt.Errorf("packing member %d of %d: %w", i, n, err)
 		}
 		if err := errors.Join(pack.Close(), out.err); err != nil {
 			return nil, fmt.Errorf("packing member %d of %d: %w", i, n, err)
 		}
-		t.ends = append(t.ends, out.n)
+		t.ends, t.sums = append(t.ends, out.n), append(t.sums, hash(sum.Sum(nil)))
 	}
 	out.Write(appendGzipTable(nil, t))
 	return t, out.flush()
@@ -151,14 +169,15 @@ func (t *gzipTable) span(first, last int) (from, size int64) {
 
 // appendGzipTable appends the table t.
 func appendGzipTable(b []byte, t *gzipTable) []byte {
-	payload := 4*len(t.ends) + 20
+	payload := gzipTableEntry*len(t.ends) + 20
 	b = append(b, gzipTableHead...)
 	b = binary.LittleEndian.AppendUint16(b, uint16(4+payload))
 	b = append(b, "SL"...)
 	b = binary.LittleEndian.AppendUint16(b, uint16(payload))
 	start, end := len(b), int64(0)
-	for _, e := range t.ends {
+	for i, e := range t.ends {
 		b = binary.BigEndian.AppendUint32(b, uint32(e-end))
+		b = append(b, t.sums[i][:]...)
 		end = e
 	}
 	b = binary.BigEndian.AppendUint64(b, uint64(t.size))
@@ -168,7 +187,8 @@ func appendGzipTable(b []byte, t *gzipTable) []byte {
 	return append(b, gzipTableEnd...)
 }
 
-// parseGzipTable reads the table b of a segment file of that size.
+// parseGzipTable reads the table b of a segment file of that size. Its hashes are
+// worth something once its sum is that of the name.
 func parseGzipTable(b []byte, size int64) (*gzipTable, error) {
 	if size <= 0 || int64(len(b)) != gzipTableSize(size) {
 		return nil, fmt.Errorf("%w: table has %d bytes for a file of %d", errPacked, len(b), size)
@@ -186,13 +206,13 @@ func parseGzipTable(b []byte, size int64) (*gzipTable, error) {
 		return nil, fmt.Errorf("%w: its table is of a file of %d bytes in members of %d, want %d in %d", errPacked, t.size, t.member, size, member)
 	}
 	at := int64(0)
-	for ; len(sizes) > 0; sizes = sizes[4:] {
+	for ; len(sizes) > 0; sizes = sizes[gzipTableEntry:] {
 		n := int64(binary.BigEndian.Uint32(sizes))
 		if n == 0 || n > t.member+t.member/16+64 {
 			return nil, fmt.Errorf("%w: member %d has %d bytes", errPacked, len(t.ends), n)
 		}
 		at += n
-		t.ends = append(t.ends, at)
+		t.ends, t.sums = append(t.ends, at), append(t.sums, hash(sizes[4:gzipTableEntry]))
 	}
 	if !bytes.Equal(b, appendGzipTable(nil, t)) {
 		return nil, fmt.Errorf("%w: the head of its table is % x", errPacked, b[:16])
@@ -200,8 +220,8 @@ func parseGzipTable(b []byte, size int64) (*gzipTable, error) {
 	return t, nil
 }
 
-// unpackMember returns the bytes of the file that are in member i, which is b.
-// They are what was packed unless somebody made them up.
+// unpackMember returns the bytes of the file that are in member i, which is b:
+// those that the table has the hash of, or an error.
 func (t *gzipTable) unpackMember(i int, b []byte) ([]byte, error) {
 	in := bytes.NewReader(b)
 	unpack, err := gzip.NewReader(in)
@@ -216,6 +236,9 @@ func (t *gzipTable) unpackMember(i int, b []byte) ([]byte, error) {
 	// The CRC is checked where the member ends, and only there.
 	if _, err := io.ReadFull(unpack, make([]byte, 1)); err != io.EOF || in.Len() > 0 {
 		return nil, fmt.Errorf("%w: member %d does not end behind %d bytes: %v, %d more", errPacked, i, len(raw), err, in.Len())
+	}
+	if sum := hash(sha256.Sum256(raw)); sum != t.sums[i] {
+		return nil, fmt.Errorf("%w: member %d holds bytes with SHA-256 %s, its table says %s", errPacked, i, sum, t.sums[i])
 	}
 	return raw, nil
 }

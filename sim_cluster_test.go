@@ -42,6 +42,8 @@ type simCluster struct {
 	told     simLedger
 	began    time.Time
 
+	again     string        // how to run it again
+	scrub     time.Duration // between two passes of the scrub
 	pace      time.Duration // between two operations of a client, on average
 	sealAfter time.Duration
 	disks     atomic.Int64  // that were ever there
@@ -49,15 +51,27 @@ type simCluster struct {
 	broken    atomic.Bool   // a violation was found
 	wakeUp    changeSignal  // a node started
 	cluster   atomic.Pointer[clusterID]
+	terms     sync.Map               // who led a term, by term
+	discovers bool                   // nodes have no seeds
+	kept      atomic.Pointer[[]byte] // a datagram somebody keeps, to send it again
+	looks     *atomic.Int64          // counts up as long as virtual time goes on
 }
 
 const (
-	simScrubPause   = 4 * time.Minute
 	simWriteTimeout = 10 * time.Second
 	simReadTimeout  = 5 * time.Second
+	simLinger       = 30 * time.Second // for what ends by its own deadline, such as a dial
 	simElection     = 2 * time.Second
 	simSettle       = 15 * time.Minute // within which a cluster without faults is well again
 )
+
+// simLife is how long a cluster lives and how hard.
+type simLife struct {
+	faults time.Duration // how long things go wrong
+	every  time.Duration // between two faults, on average
+	scrub  time.Duration // between two passes of the scrub
+	again  string        // how to run it again
+}
 
 // simCount counts what happened.
 type simCount struct {
@@ -105,14 +119,15 @@ func (c *simCount) list() (text string, sum int) {
 }
 
 // newSimCluster prepares a cluster as the seed wants it.
-func newSimCluster(t testing.TB, seed uint64, dir string) *simCluster {
+func newSimCluster(t testing.TB, seed uint64, dir string, life simLife) *simCluster {
 	rng := rand.New(rand.NewPCG(seed, 'c'))
 	c := &simCluster{t: t, seed: seed, rng: rng, dir: dir, count: new(simCount), ending: make(chan struct{}), began: time.Now()}
 	c.told = simLedger{acked: make(map[uint64]ack), never: make(map[string]string), heads: make(map[uint64]simHead), done: make(map[string]int)}
 	c.logger = slog.New(slog.NewTextHandler(&c.log, &slog.HandlerOptions{Level: slog.LevelInfo}))
 	c.net = newSimNet(seed, c.count)
 	c.wakeUp.init()
-	c.pace = 4 * time.Second
+	c.pace, c.scrub = min(4*time.Second, life.every/5), life.scrub
+	c.again = fmt.Sprintf("SCRIBE_SEED=%d %s", seed, life.again)
 	c.sealAfter = 10*time.Second + time.Duration(rng.Int64N(int64(2*time.Minute)))
 	c.founders = 3
 	size := 3
@@ -122,6 +137,7 @@ func newSimCluster(t testing.TB, seed uint64, dir string) *simCluster {
 	case 1:
 		size = 4 // with a learner
 	}
+	c.discovers = rng.IntN(4) == 0
 	var addrs []string
 	for i := range size {
 		addrs = append(addrs, addrOf(i)+":9000")
@@ -143,13 +159,12 @@ func (c *simCluster) violation(format string, args ...any) {
 	c.broken.Store(true)
 	text := fmt.Sprintf(format, args...)
 	c.logger.Error("SIM: VIOLATION", "what", text)
-	c.t.Errorf("seed %d after %v: %s\nrun it again: SCRIBE_SEED=%d go test -run 'TestSim$' .", c.seed, time.Duration(c.elapsed()).Round(time.Millisecond), text, c.seed)
+	c.t.Errorf("seed %d after %v: %s\nrun it again: %s", c.seed, time.Duration(c.elapsed()).Round(time.Millisecond), text, c.again)
 }
 
 // run is the whole life of the cluster: faults for so long, then peace, in which
 // it has to recover, and the whole truth at the end.
-func (c *simCluster) run(faults, every time.Duration) {
-	c.pace = min(c.pace, every/5)
+func (c *simCluster) run(life simLife) {
 	var nodes, clients, watch sync.WaitGroup
 	for _, n := range c.nodes {
 		nodes.Go(n.keep)
@@ -161,8 +176,8 @@ func (c *simCluster) run(faults, every time.Duration) {
 	}
 	watch.Go(func() { c.watch(unwatch) })
 
-	nemesis := newNemesis(c, every)
-	nemesis.run(faults)
+	nemesis := newNemesis(c, life.every)
+	nemesis.run(life.faults)
 	nemesis.peace()
 	ok := c.eventually("the cluster recovers", simSettle, func() string { return c.unwell(nemesis) })
 	if ok {
@@ -182,6 +197,7 @@ func (c *simCluster) run(faults, every time.Duration) {
 	}
 	close(c.ending)
 	nodes.Wait()
+	time.Sleep(simLinger) // the bubble panics if a goroutine is left then
 	if c.broken.Load() {
 		c.keepLog()
 	}
@@ -208,6 +224,9 @@ func (c *simCluster) lead() *simNode {
 		up, _, end := n.use(time.Second)
 		if up == nil {
 			continue
+		}
+		if up.raft.Load() != nil {
+			c.leads(n, up)
 		}
 		leads := up.raft.Load() != nil && up.isReady() && up.mayServe() == nil
 		end()
@@ -256,7 +275,7 @@ func (c *simCluster) unwellNode(lead, n *simNode) string {
 		return fmt.Sprintf("is %v", s.Suffrage)
 	case up.raft.Load() == nil:
 		return "has no Raft"
-	case n.damaged.Load() && c.elapsed()-n.since.Load() < int64(simScrubPause+time.Minute):
+	case n.damaged.Load() && c.elapsed()-n.since.Load() < int64(c.scrub+time.Minute):
 		return "is not scrubbed yet"
 	}
 	if err := up.confirmRead(ctx); err != nil {

@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -20,16 +21,18 @@ type nemesis struct {
 	over  chan struct{} // closed when faults end
 	wg    sync.WaitGroup
 
+	asking atomic.Int32 // changes of the membership and hand-overs under way
+
 	mu   sync.Mutex
 	busy map[string]bool // what only one fault at a time may do
 }
 
 // simFaults is every kind of fault; a kind that is named twice comes more often.
 var simFaults = []string{
-	"kill", "kill", "kill all", "power cut", "power cut", "power cut of all", "stop", "pause", "pause",
+	"kill", "kill", "kill all", "power cut", "power cut", "power cut of all", "kill in an election", "stop", "pause", "pause",
 	"partition", "partition", "partition", "slow links", "broken links", "clock",
 	"power cut at an operation", "power cut at an operation", "power cut at a step", "EIO of write", "EIO of fsync", "EIO of a step",
-	"disk full", "slow disk", "hung disk", "rot", "rot while up", "wipe", "transfer", "leave",
+	"disk full", "disk nearly full", "slow disk", "hung disk", "rot", "rot while up", "wipe", "transfer", "leave",
 }
 
 // newNemesis draws the kinds of faults of the seed.
@@ -98,8 +101,10 @@ func (m *nemesis) fault(kind string, n *simNode) {
 		for _, n := range m.c.nodes {
 			m.order(n, map[string]string{"kill all": "kill", "power cut of all": "power"}[kind], kind)
 		}
+	case "kill in an election":
+		m.election()
 	case "rot", "wipe":
-		if m.c.mayLose(n) {
+		if m.mayLose(n) {
 			m.order(n, kind, kind)
 		}
 	case "pause":
@@ -122,6 +127,22 @@ func (m *nemesis) order(n *simNode, command, kind string) {
 	case n.cmds <- simCommand{command, m.some(30 * time.Second)}:
 		m.c.happened(kind)
 	default:
+	}
+}
+
+// election has those who vote for the next leader forget what they did not make
+// durable, if there is such a thing, at any moment of the election.
+func (m *nemesis) election() {
+	if lead := m.c.lead(); lead != nil {
+		m.order(lead, "kill", "kill in an election")
+	}
+	time.Sleep(m.some(3 * simElection))
+	for range 3 {
+		time.Sleep(m.some(500 * time.Millisecond))
+		select {
+		case m.c.nodes[m.rng.IntN(len(m.c.nodes))].cmds <- simCommand{"power", 0}:
+		default:
+		}
 	}
 }
 
@@ -229,6 +250,8 @@ func (m *nemesis) disk(kind string, n *simNode) {
 			}
 		}
 		m.during(kind, "disk", m.some(time.Minute), full(true), full(false))
+	case "disk nearly full":
+		m.during(kind, "disk", m.some(time.Minute), func() { n.faults.scarce.Store(true) }, func() { n.faults.scarce.Store(false) })
 	case "slow disk":
 		slow := m.some(2 * time.Second)
 		m.during(kind, "disk", m.some(time.Minute), func() { d.set(func(d *simDisk) { d.slow = slow }) },
@@ -247,7 +270,7 @@ func (m *nemesis) disk(kind string, n *simNode) {
 // rotUp damages a file that the node may have open.
 func (m *nemesis) rotUp(n *simNode) {
 	all := filesBelow(n.o.dataDir, "segments/*", "index/*")
-	if len(all) == 0 || !m.c.mayLose(n) {
+	if len(all) == 0 || !m.mayLose(n) {
 		return
 	}
 	n.damaged.Store(true)
@@ -257,36 +280,69 @@ func (m *nemesis) rotUp(n *simNode) {
 	m.c.logger.Warn("SIM: damage while up", "node", n.i+1, "what", what)
 }
 
-// mayLose tells whether the cluster can do without what node n has: all others
-// are members in their roles, run, and have sound disks.
-func (c *simCluster) mayLose(n *simNode) bool {
-	lead := c.lead()
-	if lead == nil {
+// mayLose tells whether the cluster can do without what node n has, and notes
+// that it may go: all others are members in their roles, run, have sound disks,
+// and no change of the membership is under way: a node that leaves and one that
+// is lost would be two of three.
+func (m *nemesis) mayLose(n *simNode) bool {
+	now, ok := m.c.membership()
+	if !ok || m.asking.Load() > 0 {
 		return false
 	}
-	up, _, end := lead.use(time.Second)
-	if up == nil {
-		return false
-	}
-	m := up.membership()
-	end()
 	voters := 0
-	for _, s := range m.servers {
+	for _, s := range now.servers {
 		if s.Suffrage == raft.Voter {
 			voters++
 		}
 	}
-	return voters == c.founders && !slices.ContainsFunc(c.nodes, func(o *simNode) bool {
-		if o == n {
-			return false
+	may := voters == m.c.founders && !slices.ContainsFunc(m.c.nodes, func(o *simNode) bool {
+		return o != n && (!o.isMember(now) || o.damaged.Load())
+	})
+	if may {
+		n.lost.Store(true)
+	}
+	return may
+}
+
+// membership is what the leader knows to be committed, if there is one.
+func (c *simCluster) membership() (membership, bool) {
+	lead := c.lead()
+	if lead == nil {
+		return membership{}, false
+	}
+	up, _, end := lead.use(time.Second)
+	if up == nil {
+		return membership{}, false
+	}
+	defer end()
+	return up.membership(), true
+}
+
+// isMember tells whether a node runs, is a member of m in its role, and has no
+// other membership in its log.
+func (n *simNode) isMember(m membership) bool {
+	up, _, end := n.use(time.Second)
+	if up == nil {
+		return false
+	}
+	defer end()
+	r := up.raft.Load()
+	s, ok := m.find(uint64(n.i + 1))
+	if r == nil || !ok || s.ID != serverID(up.identity()) || (s.Suffrage == raft.Voter) == n.o.learner {
+		return false
+	}
+	newest := r.GetConfiguration()
+	return newest.Error() == nil && slices.Equal(newest.Configuration().Servers, m.servers)
+}
+
+// mayLeave tells whether no node has lost what it had and is not back yet.
+func (m *nemesis) mayLeave() bool {
+	now, ok := m.c.membership()
+	return ok && !slices.ContainsFunc(m.c.nodes, func(o *simNode) bool {
+		if o.lost.Load() && !o.damaged.Load() && o.isMember(now) {
+			o.lost.Store(false)
 		}
-		up, _, end := o.use(time.Second)
-		if up == nil {
-			return true
-		}
-		defer end()
-		s, ok := m.find(uint64(o.i + 1))
-		return o.damaged.Load() || !ok || s.ID != serverID(up.identity()) || (s.Suffrage == raft.Voter) == o.o.learner
+		return o.lost.Load() || o.damaged.Load()
 	})
 }
 
@@ -296,8 +352,8 @@ func (m *nemesis) member(kind string, n *simNode) {
 		m.ask(n, kind, func(ctx context.Context, up *node) error { return up.transfer(ctx, n.o.id) })
 		return
 	}
-	if slices.ContainsFunc(m.c.nodes, func(o *simNode) bool { return o.damaged.Load() }) {
-		return // one that stays may have to go
+	if !m.mayLeave() { // one that stays may have to go
+		return
 	}
 	through := m.c.nodes[m.rng.IntN(len(m.c.nodes))]
 	m.during(kind, "member", m.some(time.Minute), func() {
@@ -309,7 +365,9 @@ func (m *nemesis) member(kind string, n *simNode) {
 
 // ask has a node do something, beside everything else.
 func (m *nemesis) ask(n *simNode, kind string, do func(context.Context, *node) error) {
+	m.asking.Add(1)
 	m.wg.Go(func() {
+		defer m.asking.Add(-1)
 		up, ctx, end := n.use(30 * time.Second)
 		if up == nil || up.raft.Load() == nil {
 			if end != nil {

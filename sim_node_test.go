@@ -38,8 +38,10 @@ type simNode struct {
 	power   bool          // went off: the disk loses what was not synced
 	downFor time.Duration // until it is started
 
+	hears   atomic.Pointer[discovery]
 	failing atomic.Bool  // something was done to it that may end it
 	damaged atomic.Bool  // its disk was damaged at rest: it may refuse to start
+	lost    atomic.Bool  // what it had may go, or is gone, and it was not seen as a member since
 	since   atomic.Int64 // when it was damaged or started last, whichever is later, as elapsed says
 }
 
@@ -48,6 +50,15 @@ type simStoreFaults struct {
 	crashIn atomic.Int32 // steps until the power goes
 	failIn  atomic.Int32 // steps until one fails
 	full    atomic.Bool
+	scarce  atomic.Bool // space is below the high-water mark
+}
+
+// space is what the node's disk says of itself.
+func (n *simNode) space(string) (diskSpace, error) {
+	if n.faults.scarce.Load() || n.faults.full.Load() {
+		return diskSpace{free: 1 << 20, total: 100 << 30}, nil
+	}
+	return diskSpace{free: 50 << 30, total: 100 << 30}, nil
 }
 
 // simCommand is something an operator, or fate, does to a node.
@@ -62,13 +73,14 @@ func newSimNode(c *simCluster, i int, addrs []string) *simNode {
 	n.o = nodeOptions{
 		id: uint64(i + 1), httpURL: fmt.Sprintf("http://node-%d", i+1), raftAddr: addrs[i], raftListen: addrs[i],
 		clusterName: "sim", secret: "sim", expect: c.founders, version: "sim", learner: i >= c.founders,
-		segmentSize: 64 << 10, maxValueSize: 1 << 20, sealAfter: c.sealAfter, scrubRate: 1 << 30, scrubPause: simScrubPause,
+		segmentSize: 64 << 10, maxValueSize: 1 << 20, sealAfter: c.sealAfter, scrubRate: 1 << 30, scrubPause: c.scrub,
 		electionMin: simElection, electionMax: 3 * simElection, heartbeat: simElection / 2,
 		writeTimeout: simWriteTimeout, readTimeout: simReadTimeout, commitAfter: simElection / 2, helloAfter: time.Second,
 		logger: c.logger.With("on", i+1), now: func() time.Time { return time.Now().Add(time.Duration(n.skew.Load())) },
 		dial:        func(ctx context.Context, addr string) (net.Conn, error) { return c.net.dial(ctx, i, addr) },
 		listen:      func(addr string) (net.Listener, error) { return c.net.listen(i, addr) },
 		storeFault:  n.storeFault,
+		space:       n.space,
 		logFileSize: 64 << 10,
 	}
 	for k, a := range addrs {
@@ -203,11 +215,22 @@ func (n *simNode) boot() {
 	n.dead.Store(false)
 	n.o.logDisk = n.disk.Load()
 	n.c.net.powerOn(n.i)
+	var found *simDiscovery
+	if n.c.discovers {
+		found = newSimDiscovery(n)
+		n.o.seeds, n.o.suggest, n.o.peerState = nil, found.addresses, found.state
+	}
 	up, err := openNode(n.o)
 	if err == nil {
+		gone := make(chan struct{})
 		n.mu.Lock()
-		n.up, n.gone, n.users = up, make(chan struct{}), new(sync.WaitGroup)
+		n.up, n.gone, n.users = up, gone, new(sync.WaitGroup)
 		n.mu.Unlock()
+		if found != nil {
+			found.own = up.announced
+			n.hears.Store(found.discovery)
+			go found.announceLoop(gone)
+		}
 		n.since.Store(n.c.elapsed())
 		n.c.wakeUp.fire()
 		return
@@ -225,7 +248,7 @@ func (n *simNode) boot() {
 		n.c.happened("then a node refused its disk and got a new one")
 		n.damaged.Store(false)
 		n.newDisk()
-	case n.failing.Load() || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EIO):
+	case n.failing.Load() || n.faults.full.Load() || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EIO):
 		n.c.happened("then a node failed to start")
 	default:
 		n.c.violation("node %d does not start: %v", n.i+1, err)
@@ -242,7 +265,7 @@ func (n *simNode) ended(err error) {
 		n.c.happened("then a node opened itself again")
 	case errors.Is(err, errDiverged):
 		n.c.violation("node %d says that it has diverged: %v", n.i+1, err)
-	case errors.Is(err, errSimPower), errors.Is(err, errSimIO), errors.Is(err, errSimFull), n.failing.Load(), n.damaged.Load():
+	case errors.Is(err, errSimPower), errors.Is(err, errSimIO), errors.Is(err, errSimFull), n.failing.Load(), n.faults.full.Load(), n.damaged.Load():
 		n.c.happened("then a node ended itself")
 		n.downFor = n.some(5 * time.Second)
 	default:

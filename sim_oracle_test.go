@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/anishathalye/porcupine"
+	"github.com/hashicorp/raft"
 )
 
 // What must be true whatever goes wrong:
@@ -21,7 +22,7 @@ import (
 //	A  what was acknowledged is there for ever, with its value, at its position, on all nodes
 //	L  reads and writes are linearizable
 //	M  all roots and checkpoints that any node ever showed are of one ledger; its time never goes back
-//	R  nodes of equal size have equal roots; one cluster
+//	R  nodes of equal size have equal roots; one cluster; one leader a term
 //	H  every call ends within its bound, the cluster recovers, nothing is left open
 //
 // and what was said not to be applied was not.
@@ -35,11 +36,25 @@ func (c *simCluster) watch(stop <-chan struct{}) {
 			return
 		case <-time.After(time.Duration(rng.Int64N(int64(20 * time.Second)))):
 		}
+		c.looks.Add(1)
+		c.lead()
 		n := c.nodes[rng.IntN(len(c.nodes))]
 		if up, _, end := n.use(time.Second); up != nil {
 			c.look(n, up, rng)
 			end()
 		}
+	}
+}
+
+// leads notes that a node leads a term; no other may have led it.
+func (c *simCluster) leads(n *simNode, up *node) {
+	r := up.raft.Load()
+	term := r.CurrentTerm()
+	if r.State() != raft.Leader || r.CurrentTerm() != term {
+		return
+	}
+	if first, led := c.terms.LoadOrStore(term, up.identity()); led && first != up.identity() {
+		c.violation("R: node %d leads term %d, which %s has led", n.i+1, term, serverID(first.(identity)))
 	}
 }
 

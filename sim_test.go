@@ -30,21 +30,27 @@ type simTotals struct {
 //	SCRIBE_SIM_HOURS=8760 go test -run 'TestSim$' -timeout 0 -v .   a year
 //
 // SCRIBE_SIM_EVERY is the time between two faults in seconds: clients keep pace, and
-// lives are as much shorter.
-// SCRIBE_SEED with SCRIBE_SIM_HOURS is the first seed of a longer run;
+// lives are as much shorter. SCRIBE_SEED with SCRIBE_SIM_HOURS is the first seed
+// of a longer run, with SCRIBE_SIM_SHORT=1 it is run as in the plain test.
 // SCRIBE_SIM_LOG is the directory for the logs of seeds that found something.
 func TestSim(t *testing.T) {
 	first, hours := envUint(t, "SCRIBE_SEED"), envUint(t, "SCRIBE_SIM_HOURS")
-	count, faults, every := uint64(5), 4*time.Minute, 6*time.Second
-	switch {
-	case hours > 0:
-		count, faults, every = hours, time.Hour, 20*time.Second
-	case first > 0:
-		count, faults, every = 1, time.Hour, 20*time.Second
+	short := hours == 0 && (first == 0 || os.Getenv("SCRIBE_SIM_SHORT") != "")
+	count := max(hours, 1)
+	if first == 0 {
+		first = 1
+		if short {
+			count = 5
+		}
+	}
+	life := simLife{faults: time.Hour, every: 20 * time.Second, scrub: 4 * time.Minute, again: "go test -run 'TestSim$' ."}
+	if short {
+		life = simLife{4 * time.Minute, 6 * time.Second, 30 * time.Second, "SCRIBE_SIM_SHORT=1 " + life.again}
 	}
 	if s := envUint(t, "SCRIBE_SIM_EVERY"); s > 0 {
-		every = time.Duration(s) * time.Second
-		faults = min(faults, 180*every)
+		life.every = time.Duration(s) * time.Second
+		life.faults = min(life.faults, 180*life.every)
+		life.again = fmt.Sprintf("SCRIBE_SIM_EVERY=%d %s", s, life.again)
 	}
 	var totals simTotals
 	if hours > 0 {
@@ -55,7 +61,7 @@ func TestSim(t *testing.T) {
 		for seed := first; seed < first+count; seed++ {
 			t.Run(fmt.Sprint(seed), func(t *testing.T) {
 				t.Parallel()
-				totals.run(t, seed, faults, every)
+				totals.run(t, seed, life)
 			})
 		}
 	})
@@ -76,11 +82,14 @@ func coreTime() time.Duration {
 }
 
 // run simulates one seed.
-func (s *simTotals) run(t *testing.T, seed uint64, faults, every time.Duration) {
+func (s *simTotals) run(t *testing.T, seed uint64, life simLife) {
 	began, dir := time.Now(), simTempDir(t)
+	var looks atomic.Int64
+	defer watchdog(seed, &looks)()
 	synctest.Test(t, func(t *testing.T) {
-		c := newSimCluster(t, seed, dir)
-		c.run(faults, every)
+		c := newSimCluster(t, seed, dir, life)
+		c.looks = &looks
+		c.run(life)
 		virtual := time.Duration(c.elapsed())
 		s.virtual.Add(int64(virtual))
 		s.seeds.Add(1)
@@ -105,4 +114,27 @@ func envUint(t testing.TB, name string) uint64 {
 		t.Fatalf("%s: %v", name, err)
 	}
 	return v
+}
+
+// watchdog ends the process, with all stacks, when virtual time stands still:
+// something in the bubble waits where synctest cannot see it, or for ever.
+func watchdog(seed uint64, looks *atomic.Int64) (stop func()) {
+	const limit = 5 * time.Minute // of real time
+	done := make(chan struct{})
+	go func() {
+		for last := int64(-1); ; {
+			select {
+			case <-done:
+				return
+			case <-time.After(limit):
+			}
+			if now := looks.Load(); now == last {
+				debug.SetTraceback("all")
+				panic(fmt.Sprintf("seed %d: H: virtual time stands still for %v", seed, limit))
+			} else {
+				last = now
+			}
+		}
+	}()
+	return func() { close(done) }
 }

@@ -158,11 +158,15 @@ func makeLedger(path string) error {
 	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	l, _, err := loadLedger(temp)
+	db, err := openBolt(temp)
 	if err != nil {
 		return err
 	}
-	if err := l.close(); err != nil {
+	l := &ledgerFile{db}
+	err = l.update(func(t ledgerTx) error {
+		return t.put(bucketMeta, keyFormat, binary.BigEndian.AppendUint32(nil, ledgerFormat))
+	})
+	if err := errors.Join(err, l.close()); err != nil {
 		return err
 	}
 	if err := os.Rename(temp, path); err != nil {
@@ -171,15 +175,16 @@ func makeLedger(path string) error {
 	return syncDir(filepath.Dir(path))
 }
 
-// loadLedger opens the file and reads all of it.
+// loadLedger opens the file and reads all of it. One that holds nothing is
+// damaged: it was made with its buckets.
 func loadLedger(path string) (*ledgerFile, *durableState, error) {
 	db, err := openBolt(path)
 	if err != nil {
 		return nil, nil, err
 	}
 	l := &ledgerFile{db}
-	state, err := l.load()
-	if err != nil {
+	state := &durableState{}
+	if err := db.View(state.read); err != nil {
 		db.Close()
 		return nil, nil, fmt.Errorf("%s: %w", path, err)
 	}
@@ -196,25 +201,6 @@ func openBolt(path string) (db *bbolt.DB, err error) {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	return db, nil
-}
-
-// load reads the state, making the buckets of a new file.
-func (l *ledgerFile) load() (*durableState, error) {
-	state := &durableState{}
-	fresh := false
-	err := l.db.View(func(tx *bbolt.Tx) error {
-		if k, _ := tx.Cursor().First(); k == nil {
-			fresh = true
-			return nil
-		}
-		return state.read(tx)
-	})
-	if err == nil && fresh {
-		err = l.update(func(t ledgerTx) error {
-			return t.put(bucketMeta, keyFormat, binary.BigEndian.AppendUint32(nil, ledgerFormat))
-		})
-	}
-	return state, err
 }
 
 // read fills d from all buckets.

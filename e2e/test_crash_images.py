@@ -10,6 +10,8 @@ told by the last of those moments.
 
 import base64
 import collections
+import concurrent.futures
+import contextlib
 import copy
 import itertools
 import json
@@ -30,13 +32,13 @@ import crash_trace
 import helpers
 from crash_images import KINDS, Disk
 from crash_workloads import WORKLOADS, Run, go_on
-from helpers import LONG, Node, Scenario, cli, free_port, raw_path, sha256, wait_for
+from helpers import LONG, Node, Scenario, cli, raw_path, sha256, wait_for
 from truth import entries
 from verify_ledger import root_of
 
 SEED = int(os.environ.get("SCRIBE_SEED", random.randrange(1 << 32)))
 IMAGES = int(os.environ.get("SCRIBE_IMAGES", 12_000 if LONG else 350))
-JOBS = int(os.environ.get("SCRIBE_JOBS", 4))
+JOBS = int(os.environ.get("SCRIBE_JOBS", 4 if LONG else 2))
 READY = 15.0  # seconds within which an image must lead, on a machine that does other things too
 FAST = "/dev/shm" if os.path.isdir("/dev/shm") else None  # where images lie: to them nothing happens any more
 
@@ -166,8 +168,9 @@ def moments(trace):
         if what == "sent":
             promise.hear(thing)
             continue
-        if last is not None:
-            yield disk, promise, last
+        changes = isinstance(thing, crash_trace.Op) == (what == "enter")  # an fsync counts when it returns
+        if changes and last is not None:
+            yield disk, promise, last  # only now: until here the disk was as it is, whatever clients were told
             last = None
         if disk.step(what, thing):
             last = f"{'after' if what == 'leave' else 'during'} {thing.step}"
@@ -267,29 +270,28 @@ def job(workload, seed, wanted):
     shutil.rmtree(folder)
     result.recorded = time.monotonic() - begun
     result.moments, plan = choose(trace, random.Random(seed), wanted)
-    boot = Boot(expected)
-    for number, step, kind, image, promise in images(trace, plan, seed):
-        result.kinds[kind] += 1
-        try:
-            boot.check(image, promise)
-        except Exception as err:
-            kept = keep(expected, image, promise, step, err, boot.node)
-            result.failures.append(f"{workload} seed {seed}, moment {number} of {result.moments}, {step}, image '{kind}', kept in {kept}:\n{err}")
-            print(result.failures[-1], flush=True)
-            if len(result.failures) >= 20:
-                break
-    result.times, result.took = boot.times, time.monotonic() - begun
-    boot.close()
+    with contextlib.closing(Boot(expected)) as boot:
+        for number, step, kind, image, promise in images(trace, plan, seed):
+            result.kinds[kind] += 1
+            try:
+                boot.check(image, promise)
+            except Exception as err:
+                kept = keep(expected, image, promise, step, err, boot.node)
+                result.failures.append(f"{workload} seed {seed}, moment {number} of {result.moments}, {step}, image '{kind}', kept in {kept}:\n{err}")
+                print(result.failures[-1], flush=True)
+                if len(result.failures) >= 20:
+                    break
+        result.times, result.took = boot.times, time.monotonic() - begun
     return result
 
 
-def in_child(task):
-    """job in a process of its own; what fails before there are images is a failure of the workload."""
+def in_child(workload, seed, wanted):
+    """job in another process; what fails before there are images is a failure of the workload."""
     try:
-        return job(*task)
+        return job(workload, seed, wanted)
     except Exception:
-        result = Result(*task[:2])
-        result.failures.append(f"{task}: {traceback.format_exc()}")
+        result = Result(workload, seed)
+        result.failures.append(f"{workload} seed {seed}: {traceback.format_exc()}")
         helpers.close_all()
         return result
 
@@ -303,19 +305,31 @@ class CrashImages(Scenario):
     def test_every_boundary(self):
         print(f"SCRIBE_SEED={SEED}", end=" ", flush=True)
         wanted = os.environ.get("SCRIBE_WORKLOADS", ",".join((*WORKLOADS, "twice"))).split(",")
-        results, total = [], 0
         share = -(-IMAGES // len(wanted)) if not LONG else 1 << 30
-        tasks = ((name, SEED + turn, share) for turn in range(1000 if LONG else 1) for name in wanted)
-        with multiprocessing.get_context("fork").Pool(JOBS, maxtasksperchild=1) as pool:
-            while total < IMAGES and (some := list(itertools.islice(tasks, 2 * JOBS))):
-                results += pool.imap_unordered(in_child, some)
-                total = sum(result.kinds.total() for result in results)
-                print(f"\n{total} images", end=" ", flush=True)
-                if any(result.failures for result in results):
-                    break
+        tasks = [(name, SEED + turn, share) for turn in range(1000 if LONG else 1) for name in wanted]
+        results = self.work(tasks)
         report(results)
         self.assertEqual([failure for result in results for failure in result.failures], [])
-        self.assertGreater(total, IMAGES // 3, "too few images to prove anything")
+        self.assertGreater(count(results), IMAGES // 3, "too few images to prove anything")
+
+    def work(self, tasks):
+        """The results of tasks, several at a time, until there are enough images or a failure."""
+        results, running = [], set()
+        with concurrent.futures.ProcessPoolExecutor(JOBS, multiprocessing.get_context("fork")) as pool:
+            while True:
+                going = count(results) < IMAGES and not any(result.failures for result in results)
+                while going and tasks and len(running) < JOBS:
+                    running.add(pool.submit(in_child, *tasks.pop(0)))
+                if not running:
+                    return results
+                done, running = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+                results += [future.result() for future in done]
+                if LONG:
+                    print(f"\n{count(results)} images", end=" ", flush=True)
+
+
+def count(results):
+    return sum(result.kinds.total() for result in results)
 
 
 def report(results):
@@ -336,12 +350,9 @@ def replay(folder):
     """Start a kept image again."""
     with open(os.path.join(folder, "case.pickle"), "rb") as f:
         expected, image, promise = pickle.load(f)
-    boot = Boot(expected)
-    try:
+    with contextlib.closing(Boot(expected)) as boot:
         boot.check(image, promise)
-        print("this image starts, and all that was promised is there")
-    finally:
-        boot.close()
+    print("this image starts, and all that was promised is there")
 
 
 if __name__ == "__main__":

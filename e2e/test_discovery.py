@@ -117,7 +117,7 @@ class OneHost(Scenario):
 
             def counted():
                 """Send what may be lost behind so many others, and look."""
-                for datagram in (signed(real, b"wrong"), real, real, signed(old, b"s3")):
+                for datagram in (signed(real, b"wrong"), real.replace(b"found", b"other"), real, real, signed(old, b"s3")):
                     s.sendto(datagram, ("127.255.255.255", port))
                 return all(metric(other, "dropped").get(cause) for cause in wanted)
             wanted = ("malformed", "version", "forged", "foreign", "stale", "replayed")

@@ -11,6 +11,7 @@ values and want the same bytes. Never change what a golden file holds: a later
 version must still read it; add a file for a new format.
 """
 import hashlib
+import json
 import os
 import struct
 import zlib
@@ -192,6 +193,15 @@ def node_key():
     return body + crc32c(body)
 
 
+def node_file():
+    member = {"id": 1, "incarnation": "8f3a5c0b12d4e677", "http": "http://127.0.0.1:8001", "raft": "127.0.0.1:9001", "region": "eu"}
+    fields = {"format": 1, "node_id": 1, "incarnation": member["incarnation"], "cluster_name": "scribe", "cluster_id": "5b0c" * 8,
+              "members": [member], "started": True, "pledge": {"cluster_id": "5b0c" * 8, "name": "scribe", "members": [member]},
+              "raft": member["raft"], "learner": True, "removed": True}
+    fields["crc32c"] = crc32c(json.dumps(fields, indent=2).encode()).hex()
+    return json.dumps(fields, indent=2).encode() + b"\n"
+
+
 def run_info():
     return struct.pack(">QQQQQ", 2, 1000, 1199, 63, 12345) + bytes([0x55]) * 32
 
@@ -212,7 +222,7 @@ def packed():
     for at in range(0, len(raw), 240 << 10):
         pack = zlib.compressobj(6, zlib.DEFLATED, 31)
         parts.append(pack.compress(raw[at:at + (240 << 10)]) + pack.flush())
-    field = b"".join(struct.pack(">I", len(p)) for p in parts) + struct.pack(">QI", len(raw), 240 << 10)
+    field = b"".join(struct.pack(">I", len(p)) + sha(raw[i * (240 << 10):(i + 1) * (240 << 10)]) for i, p in enumerate(parts)) + struct.pack(">QI", len(raw), 240 << 10)
     field += crc32c(field) + b"SGZT"
     table = bytes.fromhex("1f8b080400000000 00ff") + struct.pack("<H2sH", len(field) + 4, b"SL", len(field))
     return b"".join(parts) + table + field + bytes.fromhex("0300") + bytes(8)
@@ -234,3 +244,4 @@ if __name__ == "__main__":
     write("signed-1.bin", signed())
     write("node-key-1.bin", node_key())
     write("packed-1.seg.gz", packed())
+    write("node-1.json", node_file())
