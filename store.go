@@ -44,11 +44,12 @@ type store struct {
 	// mu guards the entries that are in memory. Readers hold it to look
 	// something up there, the apply goroutine to publish, never across disk or
 	// network; so a reader sees all entries of a published batch or none.
-	mu      sync.RWMutex
-	pending *pendingSegment
-	sealing []*sealedSegment // closed, not yet on disk; oldest first
-	waiters []sizeWaiter
-	recent  recentTiles // tiles of the tree over all published entries
+	mu       sync.RWMutex
+	pending  *pendingSegment
+	sealing  []*sealedSegment // closed, not yet on disk; oldest first
+	waiters  []sizeWaiter
+	archived []uint64    // first entries of the segments archived since the last seal
+	recent   recentTiles // tiles of the tree over all published entries
 
 	tree     tileTree // grows recent; owned by the apply goroutine
 	ahead    treeAhead

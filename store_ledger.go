@@ -30,6 +30,9 @@ import (
 //	tiles     level, block           hashes of the tree, each tile with a checksum
 //	                                 of its own in place of the value's (store_tree.go)
 //
+// An object in a segmentInfo is as of D, too: which segments were archived behind D
+// comes back with the log, so that the manifest's version is that of the other nodes.
+//
 // All of it changes in one transaction per sealed segment, so D, the list of
 // segments, the list of runs, the window and the tree always belong together.
 // Only a merge of runs, which changes no answer, and tiles that are repaired or
@@ -328,6 +331,14 @@ func (t ledgerTx) putCheckpoint(c checkpoint) error {
 // putSegment adds or replaces one segment of the manifest.
 func (t ledgerTx) putSegment(i segmentInfo) error {
 	return t.put(bucketSegments, binary.BigEndian.AppendUint64(nil, i.first), i.append(nil))
+}
+
+// putSegments adds or replaces segments of the manifest.
+func (t ledgerTx) putSegments(infos []segmentInfo) (err error) {
+	for _, i := range infos {
+		err = errors.Join(err, t.putSegment(i))
+	}
+	return err
 }
 
 // replaceRuns removes and adds runs.
