@@ -4,10 +4,10 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -61,7 +61,7 @@ type serverStore interface {
 	list(prefix, after []byte, limit int) ([]entry, bool, error)
 	size() uint64
 	waitSize(ctx context.Context, n uint64) error
-	sealedFile(id string) (*os.File, segmentInfo, error)
+	sealedFile(id string) (io.ReadSeekCloser, segmentInfo, error)
 	currentManifest() *manifest
 	objectKey(info segmentInfo) string
 	pendingInfo() (first, count, bytes uint64)
