@@ -65,6 +65,9 @@ func (o *objectReader) read(key string, from, size int64) ([]byte, error) {
 	var b []byte
 	err := o.ask(key, func(ctx context.Context) (err error) {
 		b, err = o.objects.read(ctx, key, from, size)
+		if err == nil && int64(len(b)) != size {
+			err = fmt.Errorf("%w: got %d bytes from byte %d, want %d", errPacked, len(b), from, size)
+		}
 		if errors.Is(err, io.ErrUnexpectedEOF) { // did the object end, or a connection?
 			if n, serr := o.objects.size(ctx, key); serr != nil || n >= from+size {
 				err = fmt.Errorf("%v; it has %d bytes, %v", err, n, serr)
