@@ -43,7 +43,8 @@ func (h *harness) archiveAll(s *s3Server) {
 			h.t.Fatal(err)
 		}
 		name := packedName(info.first, table.sum())
-		s.set(h.store.objectKey(name), packed.Bytes())
+		info.object = name
+		s.set(h.store.objectKey(info), packed.Bytes())
 		h.commit(appendArchived(nil, info.first, name))
 	}
 }

@@ -19,6 +19,8 @@ var (
 	errArchiveCorrupt = errors.New("archived object is damaged")
 	// errArchiveUnavailable: the bucket does not answer, or refuses.
 	errArchiveUnavailable = errors.New("the archive cannot be read now")
+	// errNoBucket: nothing can be archived, or read, because no bucket is configured.
+	errNoBucket = errors.New("no bucket is configured: storage.s3.bucket is empty")
 )
 
 // archiveError is an object that could not be read. It wraps one of the two
@@ -40,9 +42,6 @@ const (
 	objectRest     = time.Second      // after a bucket did not answer, before it is asked again
 )
 
-// errNoBucket says that this node is not configured for what it is to read.
-var errNoBucket = errors.New("no bucket is configured")
-
 // objectReader reads objects of this cluster.
 type objectReader struct {
 	objects objectStore // nil: none is configured
@@ -53,11 +52,6 @@ type objectReader struct {
 	down   *archiveError // how the last read ended if nothing was answered
 	until  time.Time     // nobody asks before
 	asking bool          // somebody finds out whether it is still so
-}
-
-// objectKey returns the key of the packed segment of that name.
-func (s *store) objectKey(name string) string {
-	return segmentKey(bucketFolder(s.o.objectPrefix, s.o.cluster), name)
 }
 
 // read returns size bytes of an object from offset from on.
