@@ -184,9 +184,11 @@ func openStore(o storeOptions) (*store, error) {
 		ledger.close()
 		return nil, err
 	}
+	s.countLocal()
 	s.done.Go(s.sealLoop)
 	s.done.Go(s.mergeLoop)
 	s.done.Go(s.scrubLoop)
+	s.done.Go(s.tierLoop)
 	return s, nil
 }
 
@@ -266,6 +268,11 @@ func (f *segmentFile) read() { f.used.Store(time.Now().UnixMilli()) }
 // segmentPath returns where the file of a segment is.
 func (s *store) segmentPath(info segmentInfo) string {
 	return filepath.Join(s.o.dir, segmentDir, info.id()+segmentSuffix)
+}
+
+// objectKey returns the key of the object that holds an archived segment.
+func (s *store) objectKey(info segmentInfo) string {
+	return segmentKey(bucketFolder(s.o.objectPrefix, s.o.cluster), info.object)
 }
 
 // stop lets the apply goroutine go that waits for the disk: what it seals from
@@ -393,10 +400,7 @@ type fileCache struct {
 
 // get returns the open file of a segment, calling open if there is none.
 func (c *fileCache) get(first uint64, open func() (*segmentFile, error)) (*segmentFile, error) {
-	c.mu.Lock()
-	f := c.files[first]
-	c.mu.Unlock()
-	if f != nil {
+	if f := c.peek(first); f != nil {
 		return f, nil
 	}
 	f, err := open()
@@ -404,6 +408,13 @@ func (c *fileCache) get(first uint64, open func() (*segmentFile, error)) (*segme
 		c.put(first, f)
 	}
 	return f, err
+}
+
+// peek returns the open file of a segment, nil if there is none.
+func (c *fileCache) peek(first uint64) *segmentFile {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.files[first]
 }
 
 // put keeps f for the segment that starts at first.

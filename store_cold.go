@@ -156,13 +156,14 @@ func (s *store) isCold(first uint64) bool {
 // setCold notes that a segment is cold, or that it is not any more.
 func (s *store) setCold(info segmentInfo, cold bool) {
 	s.cold.mu.Lock()
-	defer s.cold.mu.Unlock()
 	delete(s.cold.open, info.first)
 	if cold {
 		s.cold.firsts[info.first] = true
 	} else {
 		delete(s.cold.firsts, info.first)
 	}
+	s.cold.mu.Unlock()
+	s.countLocal()
 }
 
 // openCold opens a cold segment. A damaged record is made anew from the bucket.
@@ -197,7 +198,8 @@ func (s *store) openCold(info segmentInfo) (*segmentFile, error) {
 
 // openRecord opens the cold segment that r is the record of.
 func (s *store) openRecord(info segmentInfo, r *coldRecord) (*segmentFile, error) {
-	key := s.objectKey(r.object)
+	info.object = r.object
+	key := s.objectKey(info)
 	src := &coldBytes{r, &s.cold, key}
 	f, err := openSegmentBytes(src, key, int64(info.size))
 	if err != nil {
@@ -229,21 +231,21 @@ func (s *store) objectOf(info segmentInfo) string {
 	return ""
 }
 
-// copyObject copies the bytes of a segment from its object.
-func (s *store) copyObject(info segmentInfo, w io.Writer) error {
+// copyObject copies the bytes of a segment, from an offset on, from its object.
+func (s *store) copyObject(info segmentInfo, from int64, w io.Writer) error {
 	t, err := s.readTable(info)
 	if err != nil {
 		return err
 	}
-	src := &coldBytes{&coldRecord{object: info.object, table: t}, &s.cold, s.objectKey(info.object)}
-	_, err = io.CopyBuffer(w, src.section(0, t.size, false), make([]byte, 256<<10))
+	src := &coldBytes{&coldRecord{object: info.object, table: t}, &s.cold, s.objectKey(info)}
+	_, err = io.CopyBuffer(w, src.section(from, t.size-from, false), make([]byte, 256<<10))
 	return err
 }
 
 // readTable reads the table of the object of a segment and checks it against the
 // object's name and size: two requests.
 func (s *store) readTable(info segmentInfo) (*gzipTable, error) {
-	key := s.objectKey(info.object)
+	key := s.objectKey(info)
 	size, err := s.cold.size(key)
 	if err != nil {
 		return nil, err
@@ -276,7 +278,7 @@ func (s *store) readColdRecord(info segmentInfo) (*coldRecord, error) {
 		return nil, err
 	}
 	r := &coldRecord{header: make([]byte, segmentHeaderSize), footer: make([]byte, segmentFooterSize), object: info.object, table: t}
-	src := &coldBytes{r, &s.cold, s.objectKey(info.object)}
+	src := &coldBytes{r, &s.cold, s.objectKey(info)}
 	if err := src.fill(r.footer, t.size-segmentFooterSize); err != nil {
 		return nil, err
 	}
@@ -353,6 +355,9 @@ func (b *coldBytes) cached(first, last int) ([][]byte, error) {
 		m, claimed := b.c.cache.claim(b.table.sums[i])
 		if i <= last {
 			wanted, others[i-first] = append(wanted, m), !claimed
+			if !claimed {
+				b.c.metrics.cold.hits.add(1)
+			}
 		}
 		if !claimed || len(mine) == spanMembers {
 			load(i)

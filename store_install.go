@@ -195,6 +195,7 @@ func (s *store) install(at checkpoint, agreed []segmentInfo, fetched []fetchedSe
 	s.archived = nil
 	s.wakeWaiters()
 	s.mu.Unlock()
+	s.countLocal()
 	if s.o.moved != nil {
 		s.o.moved(at)
 	}

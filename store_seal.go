@@ -120,6 +120,7 @@ func (s *store) persist(g *sealedSegment) error {
 		return err
 	}
 	s.o.logger.Info("segment sealed", "segment", info.id(), "entries", info.count, "bytes", info.size, "took", time.Since(start))
+	s.countLocal()
 	if s.o.moved != nil {
 		s.o.moved(g.at)
 	}
