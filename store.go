@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -84,9 +85,43 @@ type storeOptions struct {
 	scrubRate  int64         // bytes the scrub reads in a second; 0 = it does not
 	scrubPause time.Duration // between its passes; 0 = scrubPause
 
+	objects      objectStore   // where archived segments lie; nil = nothing is archived
+	objectPrefix string        // before the cluster's folder in there: "" or with a slash at its end
+	cacheSize    int64         // bytes of memory for what was read from objects
+	dropAge      time.Duration // after sealing, before the local copy of an archived segment may go
+	localMax     int64         // bytes of segment files above which the oldest archived ones go; 0 = no limit
+	tierEvery    time.Duration // between two looks for copies that may go; 0 = none ever goes
+
 	// fault, when set, is asked before and after each step that changes the
 	// disk; an error it returns is taken as that step's. For tests of crashes.
 	fault func(step string) error
+}
+
+// objectStore is where archived segments lie: a bucket (s3.go) or a folder. Keys
+// are whole keys, prefix and all (manifest_bucket.go). Everything may be called at
+// the same time, tries again by itself where that may help, and gives up with ctx.
+// Nothing that read returns is to be believed before it is compared with a hash.
+type objectStore interface {
+	// put stores the size bytes of body, which have that SHA-256, durably under
+	// key, unless there is an object of that name: fs.ErrExist. After any other
+	// error it may be there nevertheless, whole.
+	put(ctx context.Context, key string, body io.ReaderAt, size int64, sum hash) error
+	// replace is put of an object that may be there already: not of a segment.
+	replace(ctx context.Context, key string, body []byte) error
+	// read returns size bytes of an object from byte from on: all of them, or
+	// fs.ErrNotExist if there is no object, io.ErrUnexpectedEOF if it ends before.
+	read(ctx context.Context, key string, from, size int64) ([]byte, error)
+	// size returns the size of an object, or fs.ErrNotExist.
+	size(ctx context.Context, key string) (int64, error)
+	// list calls each for the objects whose keys begin with prefix, in order of
+	// key, until it returns an error, which list then returns.
+	list(ctx context.Context, prefix string, each func(key string, size int64) error) error
+	// remove removes an object; one that is not there is no error.
+	remove(ctx context.Context, key string) error
+	// probe finds out whether objects below prefix can be put and read, and says
+	// what works, or in the error what an operator must change.
+	probe(ctx context.Context, prefix string) (string, error)
+	String() string // s3://bucket, or the folder: for messages
 }
 
 // errFormat says that a directory was written by a newer program.
