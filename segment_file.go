@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
+	"encoding/hex"
 	"fmt"
 	"hash/crc32"
 	"io"
@@ -84,6 +85,16 @@ func recordSize(n int) int64 { return recordFixed + int64(n) }
 type clusterID [16]byte
 
 func (c clusterID) String() string { return fmt.Sprintf("%x", c[:]) }
+
+// parseClusterID reads 32 hex digits.
+func parseClusterID(s string) (clusterID, error) {
+	var c clusterID
+	b, err := hex.DecodeString(s)
+	if err != nil || len(b) != len(c) {
+		return c, fmt.Errorf("%w: cluster id %q is not 32 hex digits", errCorrupt, s)
+	}
+	return clusterID(b), nil
+}
 
 // place says where a record lies within the records section of its segment.
 type place struct {
