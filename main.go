@@ -93,7 +93,7 @@ func commands() []command {
 		{"keys", "[PREFIX]", "list the live keys", (*program).keys},
 		{"status", "[--json]", "show the cluster", (*program).status},
 		{"verify", "KEY [--version N|--seq N] [--key VKEY] | --receipt FILE --key VKEY [--value FILE] [--quorum K --node-key VKEY ...]", "check an entry here, trusting no server", (*program).verify},
-		{"audit", "--data DIR | --url URL [--key VKEY] [--checkpoint FILE]", "re-derive a whole ledger from its bytes and say the first difference", (*program).audit},
+		{"audit", "--data DIR | --url URL|s3://BUCKET/PREFIX [--key VKEY] [--checkpoint FILE]", "re-derive a whole ledger from its bytes and say the first difference", (*program).audit},
 		{"import", "FILE.ndjson|-", "write one operation a line", (*program).importLines},
 		{"export", "[-o FILE] [--from SEQ] [--prefix P]", "print all entries, one a line, as import reads them", (*program).export},
 		{"bench", "[--op put|get|mixed] [--connections N] ...", "generate load and measure it", (*program).bench},

@@ -5,8 +5,8 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
-	"math"
 	"os"
 	"path"
 	"slices"
@@ -34,13 +34,14 @@ var errForked = errors.New("two signed manifests contradict each other")
 
 // archived is one ledger in a bucket or a folder.
 type archived struct {
-	objects objects
-	folder  string // how its keys begin
-	*bucketManifest
-	key     string   // of the manifest
-	passed  []string // why newer manifests were passed over
-	trusted string   // why its signature is believed
-	parts   []packedPart
+	objects  objects
+	cluster  clusterID
+	folder   string          // how its keys begin
+	manifest *bucketManifest // the newest one that is believed
+	key      string          // of the manifest
+	passed   []string        // why newer manifests were passed over
+	trusted  string          // why its signature is believed
+	parts    []packedPart
 }
 
 // packedPart is where one segment of a manifest lies.
@@ -79,7 +80,7 @@ func (v *verifier) findArchive(ctx context.Context, o objects, prefix, cluster, 
 	if err != nil {
 		return nil, fmt.Errorf("%w cluster: %w", errBadArgument, err)
 	}
-	a := &archived{objects: o, folder: bucketFolder(prefix, id)}
+	a := &archived{objects: o, cluster: id, folder: bucketFolder(prefix, id)}
 	if err := v.openNewest(ctx, a, vkey); err != nil {
 		return nil, err
 	}
@@ -130,18 +131,18 @@ func (v *verifier) openNewest(ctx context.Context, a *archived, vkey string) err
 			wrong = append(wrong, err)
 		case err != nil:
 			return err
-		case a.bucketManifest == nil:
-			a.bucketManifest, a.key, a.trusted = m, key, trusted
+		case a.manifest == nil:
+			a.manifest, a.key, a.trusted = m, key, trusted
 			for _, w := range wrong {
 				a.passed = append(a.passed, w.Error())
 			}
 		default:
-			if err := m.agrees(a.bucketManifest); err != nil {
+			if err := agree(m, a.manifest); err != nil {
 				return fmt.Errorf("%w: %s and %s: %w", errDifference, key, a.key, err)
 			}
 		}
 	}
-	if a.bucketManifest == nil {
+	if a.manifest == nil {
 		return fmt.Errorf("%w: %s has no manifest that can be believed: %w", errDifference, where(a.objects, a.folder), errors.Join(wrong...))
 	}
 	return nil
@@ -184,7 +185,7 @@ func (v *verifier) openBucketManifest(ctx context.Context, a *archived, key, vke
 	if err != nil {
 		return pass(err)
 	}
-	if m.size() != entries || bucketFolder("", m.cluster) != bucketFolder("", a.cluster()) {
+	if m.size() != entries || m.cluster != a.cluster {
 		return pass(fmt.Errorf("it is of %d entries of cluster %s", m.size(), m.cluster))
 	}
 	trusted, err := v.trustManifest(m, vkey)
@@ -192,15 +193,6 @@ func (v *verifier) openBucketManifest(ctx context.Context, a *archived, key, vke
 		return pass(err)
 	}
 	return m, trusted, err
-}
-
-// cluster returns the cluster that the folder is of.
-func (a *archived) cluster() clusterID {
-	id, err := parseClusterHex(path.Base(a.folder))
-	if err != nil {
-		panic("archive: folder " + a.folder)
-	}
-	return id
 }
 
 // trustManifest says why the key that signed m is believed to be the ledger's: it
@@ -211,7 +203,7 @@ func (v *verifier) trustManifest(m *bucketManifest, vkey string) (string, error)
 		if err != nil {
 			return "", err
 		}
-		return "the key that was given", m.signedBy(given)
+		return "the key that was given", signedBy(m, given)
 	}
 	known, err := v.pinned(m.origin)
 	if err != nil {
@@ -220,7 +212,33 @@ func (v *verifier) trustManifest(m *bucketManifest, vkey string) (string, error)
 	if known == nil {
 		return "nobody: no key was given or pinned, so the one that the manifest names was believed", nil
 	}
-	return "the key pinned by an earlier verify or audit", m.signedBy(known.key)
+	return "the key pinned by an earlier verify or audit", signedBy(m, known.key)
+}
+
+// signedBy returns an error unless key signed m, or handed over to the one that did.
+func signedBy(m *bucketManifest, key noteVerifier) error {
+	last, err := followNotes(m.former, key)
+	if err != nil {
+		return fmt.Errorf("%w: %w", errDifference, err)
+	}
+	if last.String() != m.key.String() {
+		return fmt.Errorf("%w: it is signed by %s, not by %s", errDifference, m.key, key)
+	}
+	return nil
+}
+
+// agree returns an error unless the segments of the older manifest are the first
+// ones of the newer.
+func agree(older, newer *bucketManifest) error {
+	for k, i := range older.segments {
+		if k >= len(newer.segments) {
+			return fmt.Errorf("%w: entry %d is in the one, which is older, alone", errForked, i.first)
+		}
+		if j := newer.segments[k]; j.count != i.count || j.root != i.root || j.sum != i.sum {
+			return fmt.Errorf("%w: %d entries from %d have root %s in the one, %d entries have %s in the other", errForked, i.count, i.first, i.root, j.count, j.root)
+		}
+	}
+	return nil
 }
 
 // pinned returns what this user has seen of a ledger, nil for nothing.
@@ -234,4 +252,76 @@ func (v *verifier) pinned(origin string) (*pin, error) {
 	}
 	defer folder.close()
 	return folder.ledger(origin)
+}
+
+// locate finds the objects of all segments. One that the signer did not name is
+// known by the root in its footer.
+func (a *archived) locate(ctx context.Context) error {
+	sizes := make(map[string]int64)
+	byFirst := make(map[uint64][]string)
+	err := a.objects.list(ctx, a.folder+segmentsFolder, func(key string, size int64) error {
+		if first, _, ok := parsePackedName(path.Base(key)); ok {
+			sizes[key], byFirst[first] = size, append(byFirst[first], key)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, i := range a.manifest.segments {
+		key := segmentKey(a.folder, i.object)
+		if i.object == "" {
+			if key, err = a.search(ctx, i, byFirst[i.first], sizes); err != nil {
+				return err
+			}
+		}
+		size, ok := sizes[key]
+		if !ok {
+			return fmt.Errorf("%w: %s/%s is missing: entries %d to %d", errDifference, a.objects, key, i.first, i.end()-1)
+		}
+		a.parts = append(a.parts, packedPart{key, size})
+	}
+	return nil
+}
+
+// search returns which of keys is of the segment i.
+func (a *archived) search(ctx context.Context, i segmentInfo, keys []string, sizes map[string]int64) (string, error) {
+	var wrong []error
+	for _, key := range keys {
+		p, err := a.open(ctx, i, packedPart{key, sizes[key]})
+		if err == nil {
+			var f segmentFooter
+			if f, err = p.footer(); err == nil && f.root == i.root {
+				return key, nil
+			}
+		}
+		wrong = append(wrong, err)
+	}
+	return "", fmt.Errorf("%w: %s/%s%020d-… is missing: entries %d to %d: %w", errDifference, a.objects, a.folder+segmentsFolder, i.first, i.first, i.end()-1,
+		errors.Join(wrong...))
+}
+
+// open opens the object of a segment.
+func (a *archived) open(ctx context.Context, i segmentInfo, part packedPart) (*packedObject, error) {
+	p, err := openPacked(path.Base(part.key), int64(i.size), part.packed, func(from, size int64) ([]byte, error) {
+		return a.objects.read(ctx, part.key, from, size)
+	})
+	return p, a.blame(part.key, err)
+}
+
+// blame names the object in an error about its bytes; others name it themselves.
+func (a *archived) blame(key string, err error) error {
+	if errors.Is(err, errPacked) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return fmt.Errorf("%w: %s/%s: %w", errDifference, a.objects, key, err)
+	}
+	return err
+}
+
+// unpack writes the file of the kth segment from an offset on to w.
+func (a *archived) unpack(ctx context.Context, k int, from int64, w io.Writer) error {
+	p, err := a.open(ctx, a.manifest.segments[k], a.parts[k])
+	if err != nil {
+		return err
+	}
+	return a.blame(a.parts[k].key, p.unpack(from, w))
 }

@@ -32,6 +32,8 @@ type folderStore struct {
 	fault func(step string) error
 }
 
+var _ objectStore = (*folderStore)(nil)
+
 // errKey says that a key is not the path of a file below a folder.
 var errKey = errors.New("no name for a file of a folder")
 
@@ -321,6 +323,18 @@ func (s *folderStore) remove(ctx context.Context, key string) error {
 		return fmt.Errorf("%s: %w", s, err)
 	}
 	return s.syncName(key)
+}
+
+// probe finds out whether objects whose keys begin with prefix can be put.
+func (s *folderStore) probe(ctx context.Context, prefix string) (string, error) {
+	tmp, err := s.write(ctx, prefix+"probe", bytes.NewReader(nil), 0, sha256.Sum256(nil))
+	if err != nil {
+		return "", err
+	}
+	if err := s.root.Remove(tmp); err != nil {
+		return "", fmt.Errorf("%s: %w", s, err)
+	}
+	return "folder " + s.dir + ": can read, write, list, put-if-absent", nil
 }
 
 // checkFolderKey reports a key that is no path of a file below a folder, or that a

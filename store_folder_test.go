@@ -109,6 +109,9 @@ func TestFolderStore(t *testing.T) {
 	if err := s.remove(t.Context(), "p/live"); err != nil || len(keysOf(t, s, "p/live")) != 0 {
 		t.Errorf("removed: %v", err)
 	}
+	if can, err := s.probe(t.Context(), "p/"); err != nil || !strings.Contains(can, "put-if-absent") || len(keysOf(t, s, "")) != len(keys) {
+		t.Errorf("probe says %q, %v", can, err)
+	}
 	stop := errors.New("stop")
 	wantError(t, s.list(t.Context(), "", func(string, int64) error { return stop }), stop)
 }
