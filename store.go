@@ -44,16 +44,18 @@ type store struct {
 	// mu guards the entries that are in memory. Readers hold it to look
 	// something up there, the apply goroutine to publish, never across disk or
 	// network; so a reader sees all entries of a published batch or none.
-	mu      sync.RWMutex
-	pending *pendingSegment
-	sealing []*sealedSegment // closed, not yet on disk; oldest first
-	waiters []sizeWaiter
-	recent  recentTiles // tiles of the tree over all published entries
+	mu       sync.RWMutex
+	pending  *pendingSegment
+	sealing  []*sealedSegment // closed, not yet on disk; oldest first
+	waiters  []sizeWaiter
+	archived []uint64    // first entries of the segments archived since the last seal
+	recent   recentTiles // tiles of the tree over all published entries
 
 	tree     tileTree // grows recent; owned by the apply goroutine
 	ahead    treeAhead
 	tiles    tileCache
 	files    fileCache
+	cold     coldState
 	scrub    scrubState
 	lists    sync.Mutex // serialises changes of the list of runs, in ledger.db and in index
 	flushing sync.Mutex // held while a part goes to the disk
@@ -169,6 +171,7 @@ func openStore(o storeOptions) (*store, error) {
 	s.drained = sync.NewCond(&s.mu)
 	s.durable.Store(state)
 	s.manifest.Store(state.manifest())
+	s.openColdState(state)
 	err = s.recover(state)
 	if err == nil {
 		err = s.openTree(state)
@@ -177,6 +180,7 @@ func openStore(o storeOptions) (*store, error) {
 		err = s.sweep()
 	}
 	if err != nil {
+		s.cold.cancel()
 		ledger.close()
 		return nil, err
 	}
@@ -189,8 +193,14 @@ func openStore(o storeOptions) (*store, error) {
 // recover checks the segments that D names and opens the key index.
 func (s *store) recover(state *durableState) error {
 	for _, info := range state.segments {
+		if cold, err := s.settleCold(info); cold || err != nil {
+			if err != nil {
+				return err
+			}
+			continue
+		}
 		f, err := s.openSegment(info)
-		if damagedFile(err) && s.o.mayRefetch != nil && s.o.mayRefetch(state.at) {
+		if damagedFile(err) && s.mayMend(state, info) {
 			s.noteDamage(segmentName(info), diskDamage{err: err, segment: &info})
 			continue
 		}
@@ -215,6 +225,11 @@ func (s *store) recover(state *durableState) error {
 	}
 }
 
+// mayMend tells whether the file of a segment can be fetched again.
+func (s *store) mayMend(state *durableState, info segmentInfo) bool {
+	return s.o.mayRefetch != nil && s.o.mayRefetch(state.at) || s.o.objects != nil && info.object != ""
+}
+
 // openSegment opens the file of a sealed segment and checks that it is the one
 // the manifest means.
 func (s *store) openSegment(info segmentInfo) (*segmentFile, error) {
@@ -227,16 +242,26 @@ func (s *store) openSegmentAt(path string, info segmentInfo) (*segmentFile, erro
 	if err != nil {
 		return nil, err
 	}
-	if f.root != info.root || f.size != int64(info.size) || f.first != info.first || f.count != info.count {
+	if err := s.checkIdentity(f, info); err != nil {
 		f.close()
-		return nil, fmt.Errorf("segment %s: %w: file has root %s and %d bytes, the manifest says %s and %d", path, errCorrupt, f.root, f.size, info.root, info.size)
-	}
-	if f.cluster != s.o.cluster {
-		f.close()
-		return nil, fmt.Errorf("segment %s: belongs to cluster %s, this is cluster %s", path, f.cluster, s.o.cluster)
+		return nil, err
 	}
 	return f, nil
 }
+
+// checkIdentity returns an error unless f is the segment that info describes.
+func (s *store) checkIdentity(f *segmentFile, info segmentInfo) error {
+	if f.root != info.root || f.size != int64(info.size) || f.first != info.first || f.count != info.count {
+		return fmt.Errorf("segment %s: %w: file has root %s and %d bytes, the manifest says %s and %d", f.name, errCorrupt, f.root, f.size, info.root, info.size)
+	}
+	if f.cluster != s.o.cluster {
+		return fmt.Errorf("segment %s: belongs to cluster %s, this is cluster %s", f.name, f.cluster, s.o.cluster)
+	}
+	return nil
+}
+
+// read notes that somebody reads f.
+func (f *segmentFile) read() { f.used.Store(time.Now().UnixMilli()) }
 
 // segmentPath returns where the file of a segment is.
 func (s *store) segmentPath(info segmentInfo) string {
@@ -263,6 +288,7 @@ func (s *store) close() error {
 	s.scrub.closed = true
 	s.scrub.mu.Unlock()
 	close(s.quit)
+	s.cold.cancel()
 	s.done.Wait()
 	s.index.close()
 	return s.ledger.close()

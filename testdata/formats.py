@@ -178,6 +178,10 @@ def key_command():
     return bytes([5]) + bytes([0x45]) * 32 + bytes([0x22]) * 32 + struct.pack(">H", len(origin)) + origin
 
 
+def archived_command():
+    return struct.pack(">BQ", 7, 2**40) + b"%020d-%s.seg.gz" % (2**40, b"31" * 32)
+
+
 def snapshot_with_keys():
     body = b"SCRSNAP2" + snapshot()[8:-32]
     keys = ledger_keys()
@@ -274,6 +278,7 @@ if __name__ == "__main__":
     write("window-1.bin", window()[1][1])
     write("ledger-keys-1.bin", ledger_keys())
     write("key-command-1.bin", key_command())
+    write("archived-command-1.bin", archived_command())
     write("snapshot-2.bin", snapshot_with_keys())
     write("signed-1.bin", signed())
     write("node-key-1.bin", node_key())
