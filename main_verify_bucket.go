@@ -127,6 +127,8 @@ func (v *verifier) openNewest(ctx context.Context, a *archived, vkey string) err
 	for _, key := range keys {
 		m, trusted, err := v.openBucketManifest(ctx, a, key, vkey)
 		switch {
+		case errors.Is(err, errOtherKey) && vkey == "" && a.manifest == nil:
+			return fmt.Errorf("%w; if the ledger was restored under that key, say so with --key", err)
 		case errors.Is(err, errPassed):
 			wrong = append(wrong, err)
 		case err != nil:
@@ -151,6 +153,9 @@ func (v *verifier) openNewest(ctx context.Context, a *archived, vkey string) err
 // errPassed is wrapped by the errors of a manifest in whose place an older one is
 // looked for.
 var errPassed = errors.New("passed over")
+
+// errOtherKey is wrapped by the error about a manifest that somebody else signed.
+var errOtherKey = fmt.Errorf("%w: signed by another key", errDifference)
 
 // openBucketManifest reads a manifest and says why its signature is believed.
 func (v *verifier) openBucketManifest(ctx context.Context, a *archived, key, vkey string) (*bucketManifest, string, error) {
@@ -219,10 +224,10 @@ func (v *verifier) trustManifest(m *bucketManifest, vkey string) (string, error)
 func signedBy(m *bucketManifest, key noteVerifier) error {
 	last, err := followNotes(m.former, key)
 	if err != nil {
-		return fmt.Errorf("%w: %w", errDifference, err)
+		return fmt.Errorf("%w: %w", errOtherKey, err)
 	}
 	if last.String() != m.key.String() {
-		return fmt.Errorf("%w: it is signed by %s, not by %s", errDifference, m.key, key)
+		return fmt.Errorf("%w: %s, not %s", errOtherKey, m.key, key)
 	}
 	return nil
 }

@@ -139,12 +139,19 @@ func TestAuditBackupKeys(t *testing.T) {
 	o := backupOf(t, h)
 	exits(t, folder, 0, "trusted    the key pinned", "audit", "--data", o.dir)
 	exits(t, "", 0, "trusted    the key that was given", "audit", "--data", o.dir, "--key", first)
-	exits(t, "", 1, "not by test/", "audit", "--data", o.dir, "--key", signerOf(t, h.signer.name, sigEd25519, 9).String())
+	exits(t, "", 1, "signed by another key: test/", "audit", "--data", o.dir, "--key", signerOf(t, h.signer.name, sigEd25519, 9).String())
 
 	thief := signerOf(t, h.signer.name, sigEd25519, 9)
 	b := h.bucketManifest(3, true).sign(thief)
 	h.putObject(o, bucketManifestKey(bucketFolder("", h.cluster), 640, sha256.Sum256(b)), b)
-	exits(t, folder, 0, "640 entries", "audit", "--data", o.dir)
+	exits(t, "", 0, "640 entries", "audit", "--data", o.dir, "--key", first)
+	more := h.bucketManifest(3, true)
+	more.segments = append(more.segments, segmentInfo{first: 640, count: 1, size: 100, object: packedName(640, hash{})})
+	b = more.sign(thief)
+	h.putObject(o, bucketManifestKey(bucketFolder("", h.cluster), 641, sha256.Sum256(b)), b)
+	exits(t, folder, 1, "if the ledger was restored under that key, say so with --key", "audit", "--data", o.dir)
+	exits(t, "", 0, "warning    passed over: manifest 0100", "audit", "--data", o.dir, "--key", first)
+	exits(t, "", 1, h.cluster.String()+"/segments/00000000000000000640-", "audit", "--data", o.dir, "--key", thief.String())
 }
 
 // TestAuditBackupManifests: what is wrong with the newest manifest is told, and
