@@ -51,7 +51,7 @@ func (p *program) restore(ctx context.Context, args []string) error {
 	o := nodeOptionsFrom(c, "", p.newLogger(c.Log), newMetrics())
 	o.objects, o.scrubRate, o.archiveEvery = own, 0, 0
 	bar := p.newProgress("restored")
-	cut, err := restoreNode(ctx, o, found.restoration(at.isOf(c), bar))
+	cut, err := restoreNode(ctx, o, found.restoration(found.isOwn(c), bar))
 	bar.clear()
 	if err != nil {
 		return fmt.Errorf("restoring node %d: %w", c.Node.ID, err)
@@ -76,11 +76,11 @@ func restorePlaces(c *config, from string) (own objectStore, at *location, err e
 	return own, at, err
 }
 
-// isOf tells whether the location is where the configured node will look for its
-// own archived segments.
-func (l *location) isOf(c *config) bool {
-	b, ok := l.objects.(bucketStore)
-	return ok && b.c.o.bucket == c.Storage.S3.Bucket && l.prefix == prefixFrom(c.Storage.S3)
+// isOwn tells whether the archive is where the configured node will look for its
+// archived segments.
+func (a *archived) isOwn(c *config) bool {
+	b, ok := a.objects.(bucketStore)
+	return ok && b.c.o.bucket == c.Storage.S3.Bucket && a.folder == bucketFolder(prefixFrom(c.Storage.S3), a.cluster)
 }
 
 // restorable returns why no cluster of that name can go on from the archive.

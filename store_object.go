@@ -41,7 +41,7 @@ const (
 )
 
 // errNoBucket says that this node is not configured for what it is to read.
-var errNoBucket = errors.New("no bucket is configured")
+var errNoBucket = errors.New("no bucket is configured: storage.s3.bucket is empty")
 
 // objectReader reads objects of this cluster.
 type objectReader struct {
