@@ -51,7 +51,7 @@ func (p *program) restore(ctx context.Context, args []string) error {
 	o := nodeOptionsFrom(c, "", p.newLogger(c.Log), newMetrics())
 	o.objects, o.scrubRate, o.archiveEvery = own, 0, 0
 	bar := p.newProgress("restored")
-	cut, err := restoreNode(ctx, o, found.restoration(found.isOwn(c), bar))
+	cut, err := restoreNode(ctx, o, found.restoration(found.isOwn(c), bar.update))
 	bar.clear()
 	if err != nil {
 		return fmt.Errorf("restoring node %d: %w", c.Node.ID, err)
@@ -98,10 +98,10 @@ func (a *archived) restorable(name string) error {
 // restoration returns how a node goes on from the archive: with segments that stay
 // where they are, if that is its own bucket, else with their files. What the signer
 // did not name is read whole, for nothing else commits to its values.
-func (a *archived) restoration(own bool, bar *progress) *restoration {
+func (a *archived) restoration(own bool, told func(entries int64, part float64)) *restoration {
 	m := a.manifest
-	r := &restoration{cluster: m.cluster, name: m.name, segments: slices.Clone(m.segments), root: m.root, key: m.key.String(), manifest: a.key,
-		told: func(entries uint64) { bar.update(int64(entries), float64(entries)/float64(m.size())) }}
+	r := &restoration{cluster: m.cluster, segments: slices.Clone(m.segments), root: m.root, key: m.key.String(), manifest: a.key,
+		told: func(entries uint64) { told(int64(entries), float64(entries)/float64(m.size())) }}
 	for k := range r.segments {
 		if !own {
 			r.segments[k].object = ""

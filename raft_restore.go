@@ -33,7 +33,6 @@ var errHalfRestored = errors.New("this node is not restored to the end: run rest
 // restoration is what restoreNode makes a node of.
 type restoration struct {
 	cluster  clusterID
-	name     string // of the cluster
 	segments []segmentInfo
 	root     hash   // over all their entries
 	key      string // vkey that signed so
@@ -41,7 +40,7 @@ type restoration struct {
 
 	// adopt takes over the kth segment: its file, or what a node keeps of a cold one.
 	adopt func(ctx context.Context, s *store, k int) (fetchedSegment, error)
-	told  func(entries uint64) // adopted so far; nil for nobody
+	told  func(entries uint64) // how many are adopted
 }
 
 // size returns the number of entries.
@@ -124,10 +123,11 @@ func restoreNode(ctx context.Context, o nodeOptions, r *restoration) (*restoredC
 	if err != nil {
 		return nil, err
 	}
-	if err := n.self.Load().save(o.dataDir); err != nil {
+	step := n.store.step
+	if err := step("write node.json", func() error { return n.self.Load().save(o.dataDir) }); err != nil {
 		return nil, err
 	}
-	if err := os.Remove(filepath.Join(o.dataDir, restoreFileName)); err != nil {
+	if err := step("remove restore.json", func() error { return os.Remove(filepath.Join(o.dataDir, restoreFileName)) }); err != nil {
 		return nil, err
 	}
 	return cut, syncDir(o.dataDir)
@@ -287,9 +287,8 @@ func (n *node) adoptSegments(r *restoration) ([]fetchedSegment, error) {
 			}
 			fetched[k] = g
 			mu.Lock()
-			if done += g.info.count; r.told != nil {
-				r.told(done)
-			}
+			done += g.info.count
+			r.told(done)
 			mu.Unlock()
 		}
 	})
@@ -317,10 +316,10 @@ func (n *node) beginLog(r *restoration) (*restoredCut, error) {
 	tell := request{ops: []operation{{
 		kind: opPut, key: []byte(restoredKey), value: value, contentType: "application/json", author: "scribe-ledger restore", ifSeq: noSeq,
 	}}}
-	if err := n.stable.SetUint64(termKey, at.term); err != nil {
+	if err := n.store.step("write term", func() error { return n.stable.SetUint64(termKey, at.term) }); err != nil {
 		return nil, err
 	}
-	return c, n.log.StoreLogs([]*raft.Log{{
-		Index: at.index + 1, Term: at.term, Type: raft.LogCommand, Data: appendRequest(appendPackHeader(nil, n.o.now().UnixMilli()), &tell),
-	}})
+	entry := &raft.Log{Index: at.index + 1, Term: at.term, Type: raft.LogCommand,
+		Data: appendRequest(appendPackHeader(nil, n.o.now().UnixMilli()), &tell)}
+	return c, n.store.step("write log", func() error { return n.log.StoreLogs([]*raft.Log{entry}) })
 }
