@@ -63,7 +63,7 @@ type serverStore interface {
 	waitSize(ctx context.Context, n uint64) error
 	sealedFile(id string) (io.ReadSeekCloser, segmentInfo, error)
 	currentManifest() *manifest
-	objectKey(name string) string
+	objectKey(info segmentInfo) string
 	pendingInfo() (first, count, bytes uint64)
 	root(size uint64) (hash, error)
 	inclusion(seq, size uint64) ([]hash, error)

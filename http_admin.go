@@ -335,7 +335,7 @@ func (s *server) manifest(c *call) (reply, error) {
 		j := segmentJSON{ID: g.id(), FirstSeq: g.first, Count: g.count, Size: g.size, Timestamp: string(appendTime(nil, g.time)),
 			Root: g.root.String(), SHA256: g.sum.String(), State: "local"}
 		if g.object != "" {
-			key := s.store.objectKey(g.object)
+			key := s.store.objectKey(*g)
 			j.State, j.Object = "archived", &key
 		}
 		segments = append(segments, j)

@@ -232,7 +232,7 @@ func (f *fakeLedger) mayServe() error { return nil }
 
 func (f *fakeLedger) members() []memberInfo { return f.list_ }
 
-func (f *fakeLedger) objectKey(name string) string { return "prefix/segments/" + name }
+func (f *fakeLedger) objectKey(info segmentInfo) string { return "prefix/segments/" + info.object }
 
 func (f *fakeLedger) archive(context.Context) (archiveResult, error) {
 	return f.archived, f.archiveErr

@@ -41,7 +41,7 @@ const (
 )
 
 // errArchive is wrapped by the reason why the bucket did not take everything.
-var errArchive = errors.New("not everything is archived")
+var errArchive = errors.New("archive unavailable")
 
 // archiver is what a node has to do with the bucket.
 type archiver struct {
