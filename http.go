@@ -4,10 +4,10 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -39,6 +39,7 @@ type serverNode interface {
 	mayServe() error
 	members() []memberInfo
 	seal(ctx context.Context) error
+	archive(ctx context.Context) (archiveResult, error)
 	transfer(ctx context.Context, to uint64) error
 	// changeMember is documented at node.changeMember.
 	changeMember(ctx context.Context, c *memberChange) error
@@ -60,8 +61,11 @@ type serverStore interface {
 	list(prefix, after []byte, limit int) ([]entry, bool, error)
 	size() uint64
 	waitSize(ctx context.Context, n uint64) error
-	sealedFile(id string) (*os.File, segmentInfo, error)
+	sealedFile(id string) (io.ReadSeekCloser, segmentInfo, error)
 	currentManifest() *manifest
+	objectKey(info segmentInfo) string
+	isCold(first uint64) bool
+	prefetch(ctx context.Context, from, to uint64, pin *bool) (prefetchResult, error)
 	pendingInfo() (first, count, bytes uint64)
 	root(size uint64) (hash, error)
 	inclusion(seq, size uint64) ([]hash, error)

@@ -44,6 +44,12 @@ type fakeLedger struct {
 	author   string
 	asyncs   chan func() // submitAsync runs here when not nil
 	segments map[string]segmentInfo
+	archived archiveResult // of archive, with archiveErr
+	cold     map[uint64]bool
+
+	prefetched string // what prefetch was asked for
+
+	archiveErr error
 
 	keys     []noteSigner // of the ledger; the last one signs
 	headFail error        // of signedHead
@@ -229,6 +235,19 @@ func (f *fakeLedger) mayServe() error { return nil }
 
 func (f *fakeLedger) members() []memberInfo { return f.list_ }
 
+func (f *fakeLedger) isCold(first uint64) bool { return f.cold[first] }
+
+func (f *fakeLedger) prefetch(_ context.Context, from, to uint64, pin *bool) (prefetchResult, error) {
+	f.prefetched = fmt.Sprintf("%d-%d pin %s", from, to, map[bool]string{true: "given"}[pin != nil])
+	return prefetchResult{2, 1, 17, 0}, f.archiveErr
+}
+
+func (f *fakeLedger) objectKey(info segmentInfo) string { return "prefix/segments/" + info.object }
+
+func (f *fakeLedger) archive(context.Context) (archiveResult, error) {
+	return f.archived, f.archiveErr
+}
+
 func (f *fakeLedger) seal(context.Context) error {
 	size := f.size()
 	covered := uint64(0)
@@ -346,7 +365,7 @@ func (f *fakeLedger) waitSize(ctx context.Context, n uint64) error {
 	return nil
 }
 
-func (f *fakeLedger) sealedFile(id string) (*os.File, segmentInfo, error) {
+func (f *fakeLedger) sealedFile(id string) (io.ReadSeekCloser, segmentInfo, error) {
 	info, ok := f.segments[id]
 	if !ok {
 		return nil, info, fmt.Errorf("segment %s: %w", id, fs.ErrNotExist)

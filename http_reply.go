@@ -36,6 +36,8 @@ func (s *server) explain(c *call, err error) *apiError {
 	switch {
 	case errors.As(err, &e):
 		return e
+	case errors.Is(err, errArchiveCorrupt), errors.Is(err, errArchiveUnavailable):
+		return s.explainArchive(err)
 	case errors.Is(err, errNotFound):
 		return &apiError{status: 404, code: "not_found", message: "no such version of key " + clip(c.raw)}
 	case errors.Is(err, errDeleted):
@@ -52,6 +54,10 @@ func (s *server) explain(c *call, err error) *apiError {
 		return &apiError{status: 503, code: "removed", message: "this node was removed from the cluster and serves nothing until it is joined again"}
 	case errors.Is(err, errNoLeader):
 		return &apiError{status: 503, code: "no_leader", message: s.whoLeads() + "; nothing was applied", retry: true}
+	case errors.Is(err, errNoBucket):
+		return &apiError{status: 409, code: "no_bucket", message: err.Error()}
+	case errors.Is(err, errArchive):
+		return &apiError{status: 503, code: "archive_unavailable", message: err.Error(), retry: true}
 	case errors.Is(err, errOverloaded):
 		return &apiError{status: 429, code: "overloaded", message: "this node has no room for the request now; nothing was applied", retry: true}
 	case errors.Is(err, errDiskFull):
@@ -67,6 +73,21 @@ func (s *server) explain(c *call, err error) *apiError {
 	}
 	s.o.logger.Error("request failed", "err", err)
 	return &apiError{status: 500, code: "internal", message: "internal error; the log of the node has more"}
+}
+
+// explainArchive turns an error of reading what is in the bucket only.
+func (s *server) explainArchive(err error) *apiError {
+	object := "of the segment"
+	if e := (*archiveError)(nil); errors.As(err, &e) {
+		object = e.object
+	}
+	if errors.Is(err, errArchiveCorrupt) {
+		s.o.metrics.store.corrupt.add(1)
+		s.o.logger.Error("corrupt data in the archive", "err", err)
+		return &apiError{status: 502, code: "archive_corrupt", message: "the archived object " + object + " is missing or damaged, and no other node has its segment"}
+	}
+	s.o.logger.Warn("the archive cannot be read", "err", err)
+	return &apiError{status: 503, code: "archive_unavailable", message: "the archive cannot be read now, the entry is in object " + object, retry: true}
 }
 
 // whoLeads says why there is no leader to answer a request, and where one may be.

@@ -83,6 +83,20 @@ type metrics struct {
 		repaired counter `help:"Damages that were mended."`
 		damaged  gauge   `help:"Damages that are not mended."`
 	}
+	cold struct {
+		segments    gauge   `help:"Sealed segments whose bytes are in the bucket only, on this node."`
+		localBytes  gauge   `help:"Bytes of segment files on this node's disk."`
+		reads       counter `help:"Requests for parts of archived segments."`
+		readBytes   counter `help:"Bytes of objects read."`
+		cacheBytes  gauge   `help:"Bytes of cold segments in memory."`
+		hits        counter `help:"Members of cold segments found in memory."`
+		corrupt     counter `help:"Objects, or parts of them, that were missing or not what they should be."`
+		unavailable counter `help:"Reads the bucket did not answer, or refused."`
+		dropped     counter `help:"Local copies of archived segments that were removed."`
+		prefetched  counter `help:"Cold segments whose files were brought back."`
+		adopted     counter `help:"Segments taken over from the bucket without their values."`
+		pinned      gauge   `help:"Segments whose files are to stay on this node."`
+	}
 	witness struct {
 		cosigned counter `help:"Cosignatures that witnesses gave."`
 		refused  counter `help:"Checkpoints a witness refused because it knows another history."`
@@ -110,6 +124,18 @@ type metrics struct {
 		sent     counter                                       `help:"Bytes of bodies sent to the bucket."`
 		received counter                                       `help:"Bytes of bodies received from the bucket."`
 	}
+	archive struct {
+		usable   gauge     `help:"1 while the bucket takes and gives what it should; 0 = it does not, or there is none."`
+		segments counter   `help:"Segments this node has archived."`
+		bytes    counter   `help:"Bytes of their files."`
+		packed   counter   `help:"Bytes of the objects that hold them."`
+		failed   counter   `help:"Tries to archive a segment that failed."`
+		wrong    gauge     `help:"Segments whose object in the bucket holds other bytes than its name says."`
+		waiting  gauge     `help:"Confirmed segments that are not in the bucket."`
+		stored   gauge     `help:"Segments that are in the bucket."`
+		entries  gauge     `help:"Entries in the newest bucket manifest that this node has written."`
+		seconds  histogram `help:"Time to pack, put, check and record a segment."`
+	}
 	follow struct {
 		streams gauge   `help:"Open streams that follow the ledger."`
 		entries counter `help:"Entries sent on streams that follow the ledger."`
@@ -128,7 +154,7 @@ var (
 	dropLabels      = [...]string{"malformed", "version", "foreign", "forged", "stale", "replayed", "crowded"}
 	peerStateLabels = [...]string{"alive", "suspect", "dead"}
 	snapshotLabels  = [...]string{"fetching", "corrupt", "version", "diverged", "other"}
-	fetchLabels     = [...]string{"lacks", "busy", "stalled", "slow", "broken", "corrupt"}
+	fetchLabels     = [...]string{"lacks", "busy", "stalled", "slow", "broken", "corrupt", "cold"}
 	s3OpLabels      = [...]string{"get", "put", "head", "list", "delete"}
 	s3ResultLabels  = [...]string{"ok", "absent", "exists", "refused", "failed", "silent"}
 	labelValues     = map[string][]string{"route": routeLabels[:], "class": classLabels[:], "cause": dropLabels[:], "state": peerStateLabels[:],

@@ -78,6 +78,9 @@ func (f *nodeFile) formed() bool { return f.ClusterID != "" }
 // loadIdentity reads node.json or makes it, and refuses a directory that is not
 // this node's.
 func (n *node) loadIdentity() (*nodeFile, error) {
+	if err := refuseHalfRestored(n.o.dataDir); err != nil {
+		return nil, err
+	}
 	path := filepath.Join(n.o.dataDir, nodeFileName)
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -160,16 +163,6 @@ func parseIncarnation(s string) (uint64, error) {
 		return 0, fmt.Errorf("%w: incarnation %q is not 16 hex digits", errCorrupt, s)
 	}
 	return v, nil
-}
-
-// parseClusterID reads 32 hex digits.
-func parseClusterID(s string) (clusterID, error) {
-	var c clusterID
-	b, err := hex.DecodeString(s)
-	if err != nil || len(b) != len(c) {
-		return c, fmt.Errorf("%w: cluster id %q is not 32 hex digits", errCorrupt, s)
-	}
-	return clusterID(b), nil
 }
 
 // save writes node.json durably, whole or not at all.
