@@ -35,7 +35,7 @@ func failAt(step string, n int32, err error) func(string) error {
 }
 
 // uncrashed returns a settled store that never crashed, with so many segments
-// (eight are merged), confirmed ones, tombstones, idempotency keys and entries
+// (eight are merged), confirmed ones, some archived, tombstones, idempotency keys and entries
 // behind D. Its log is what the crashed ones get.
 func uncrashed(t *testing.T, segments int) *harness {
 	h := newHarness(t)
@@ -46,6 +46,9 @@ func uncrashed(t *testing.T, segments int) *harness {
 		h.do(deleteRequest(fmt.Sprint("key-", i-2)))
 		h.sealNow()
 		h.confirm()
+		if i%2 == 0 {
+			h.archive(i / 2)
+		}
 	}
 	h.put("pending", "x")
 	h.settle()

@@ -170,6 +170,8 @@ func (f *fsm) apply(l *raft.Log) (any, error) {
 		return f.applyKey(c, l.Index)
 	case commandCheck:
 		return nil, f.applyCheck(c.b)
+	case commandArchived:
+		return nil, f.applyArchived(c.b)
 	default:
 		return nil, fmt.Errorf("command of kind %d: %w", kind, errFormat)
 	}
@@ -254,6 +256,16 @@ func (f *fsm) applySeal(c *cursor, l *raft.Log) error {
 		windowNext:    f.window.next,
 		keys:          f.keys.Load().append(nil),
 	}, changed)
+}
+
+// applyArchived notes which object holds a segment. A repeated proposal changes
+// nothing, and so does one for a segment that is not confirmed.
+func (f *fsm) applyArchived(b []byte) error {
+	first, object, err := parseArchived(b)
+	if err == nil {
+		f.store.setArchived(first, object)
+	}
+	return err
 }
 
 // applyRequest decides and applies one request.

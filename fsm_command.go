@@ -22,6 +22,8 @@ import (
 //	            then the origin: the key that signs the ledger (fsm_key.go)
 //	6 check     uint64 size, the 32 bytes of the root of the tree over so many
 //	            entries
+//	7 archived  uint64 first, then the name of the object that holds the segment
+//	            that starts there (segment_gzip.go)
 //
 // Request:
 //
@@ -53,12 +55,13 @@ type commandKind uint8
 
 // Part of the log format; never change, add a kind.
 const (
-	commandPack    commandKind = 1
-	commandPart    commandKind = 2
-	commandSeal    commandKind = 3
-	commandConfirm commandKind = 4
-	commandKey     commandKind = 5
-	commandCheck   commandKind = 6
+	commandPack     commandKind = 1
+	commandPart     commandKind = 2
+	commandSeal     commandKind = 3
+	commandConfirm  commandKind = 4
+	commandKey      commandKind = 5
+	commandCheck    commandKind = 6
+	commandArchived commandKind = 7
 
 	flagAtomic = 1
 
@@ -330,6 +333,22 @@ func parseCheck(b []byte) (size uint64, root hash, err error) {
 	}
 	copy(root[:], b[8:])
 	return binary.BigEndian.Uint64(b), root, nil
+}
+
+// appendArchived appends an archived command.
+func appendArchived(b []byte, first uint64, object string) []byte {
+	b = binary.BigEndian.AppendUint64(append(b, byte(commandArchived)), first)
+	return append(b, object...)
+}
+
+// parseArchived reads an archived command without its kind.
+func parseArchived(b []byte) (first uint64, object string, err error) {
+	c := cursor{b: b}
+	first = c.uint64()
+	if named, _, ok := parsePackedName(string(c.b)); c.short || !ok || named != first {
+		return 0, "", fmt.Errorf("%w: archived command of %d bytes for entry %d with object %.120q", errCorrupt, len(b), first, c.b)
+	}
+	return first, string(c.b), nil
 }
 
 // appendResult appends the encoding of r.

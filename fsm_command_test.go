@@ -293,7 +293,7 @@ func TestCommandCut(t *testing.T) {
 			t.Errorf("pack cut at %d: refused is %v", len(cut), refused)
 		}
 	})
-	for name, b := range map[string][]byte{"seal": appendSeal(nil, 5, 0), "confirm": appendConfirm(nil, goldenInfo(), hash{9}), "check": appendCheck(nil, 5, hash{9})} {
+	for name, b := range map[string][]byte{"seal": appendSeal(nil, 5, 0), "confirm": appendConfirm(nil, goldenInfo(), hash{9}), "check": appendCheck(nil, 5, hash{9}), "archived": goldenArchived()} {
 		eachCut(b, func(cut []byte) {
 			h.fresh()
 			old := name == "confirm" && len(cut) == len(b)-len(hash{}) // as older programs wrote it
@@ -343,6 +343,10 @@ func TestCommandFlipped(t *testing.T) {
 		h.fresh()
 		h.applyAny(t, goldenPack(), flipped)
 	})
+	eachFlip(goldenArchived(), func(flipped []byte, at int) {
+		h.fresh()
+		h.applyAny(t, goldenPack(), flipped)
+	})
 }
 
 // TestSealFlipped: another time is another seal, another first none.
@@ -382,6 +386,7 @@ func FuzzCommand(f *testing.F) {
 	f.Add(parts[0], parts[1], parts[2])
 	f.Add(goldenPack(), appendConfirm(nil, goldenInfo(), hash{9}), appendSeal(nil, 5, 7))
 	f.Add(goldenPack(), appendCheck(nil, 3, hash{9}), appendCheck(nil, 1<<60, hash{}))
+	f.Add(goldenPack(), goldenArchived(), []byte{byte(commandArchived)})
 	h := newHarness(f)
 	f.Fuzz(func(t *testing.T, a, b, c []byte) {
 		for _, command := range [][]byte{a, b, c} {

@@ -234,7 +234,7 @@ func (f *fsm) install(snap *snapshot, fetched []fetchedSegment) error {
 	if err != nil {
 		return err
 	}
-	err = f.store.install(snap.at, fetched, snap.window)
+	err = f.store.install(snap.at, snap.segments, fetched, snap.window)
 	if errors.Is(err, syscall.ENOSPC) {
 		return err // nothing has changed, and the leader offers it again
 	}

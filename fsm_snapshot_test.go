@@ -144,6 +144,7 @@ func grown(t *testing.T) *harness {
 		h.do(keyed)
 		h.sealNow()
 		h.confirm()
+		h.archive(i / 2)
 	}
 	h.do(deleteRequest("a"))
 	return h

@@ -4,10 +4,10 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -60,7 +60,7 @@ type serverStore interface {
 	list(prefix, after []byte, limit int) ([]entry, bool, error)
 	size() uint64
 	waitSize(ctx context.Context, n uint64) error
-	sealedFile(id string) (*os.File, segmentInfo, error)
+	sealedFile(id string) (io.ReadSeekCloser, segmentInfo, error)
 	currentManifest() *manifest
 	pendingInfo() (first, count, bytes uint64)
 	root(size uint64) (hash, error)

@@ -346,7 +346,7 @@ func (f *fakeLedger) waitSize(ctx context.Context, n uint64) error {
 	return nil
 }
 
-func (f *fakeLedger) sealedFile(id string) (*os.File, segmentInfo, error) {
+func (f *fakeLedger) sealedFile(id string) (io.ReadSeekCloser, segmentInfo, error) {
 	info, ok := f.segments[id]
 	if !ok {
 		return nil, info, fmt.Errorf("segment %s: %w", id, fs.ErrNotExist)

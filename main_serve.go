@@ -133,6 +133,10 @@ func (p *program) startNode(c *config, ln net.Listener, logger *slog.Logger) (*s
 	m := newMetrics()
 	url := c.httpURL(ln.Addr().(*net.TCPAddr).Port)
 	o := nodeOptionsFrom(c, url, logger, m)
+	var err error
+	if o.objects, err = bucketFrom(c.Storage.S3, m); err != nil {
+		return nil, err
+	}
 	var found *discovery
 	if c.Discovery.Enabled {
 		found = newDiscovery(discoveryOptionsFrom(c, url, logger, m))
@@ -200,6 +204,10 @@ func nodeOptionsFrom(c *config, url string, logger *slog.Logger, m *metrics) nod
 		heartbeat:    time.Duration(c.Consensus.HeartbeatIntervalMS) * time.Millisecond,
 		writeTimeout: time.Duration(c.API.WriteTimeoutSecs) * time.Second,
 		readTimeout:  time.Duration(c.API.ReadTimeoutSecs) * time.Second,
+		objectPrefix: prefixFrom(c.Storage.S3), cacheSize: c.Storage.MaxCacheSize,
+		packLevel: int(c.Storage.Tiering.CompressionLevel), archiveAsked: !c.Storage.Tiering.EnableAutoArchival,
+		archiveEvery: time.Duration(c.Storage.Tiering.ArchivalCheckIntervalSecs) * time.Second,
+		dropAge:      time.Duration(c.Storage.Tiering.AgeThresholdSecs) * time.Second, localMax: c.Storage.Tiering.LocalMaxBytes,
 		witnesses:    witnessTargets(c.Witness.Targets),
 		witnessEvery: time.Duration(c.Witness.IntervalSecs) * time.Second, witnessTimeout: time.Duration(c.Witness.TimeoutSecs) * time.Second,
 		logger: logger, metrics: m, now: time.Now,

@@ -28,7 +28,7 @@ type segmentInfo struct {
 	time   int64  // Unix ms at which it was sealed, by the leader's clock
 	root   hash   // RFC 6962 root over its own leaves
 	sum    hash   // SHA-256 of the segment file
-	object string // key in the bucket; "" while only local
+	object string // name of the packed segment in the bucket (manifest_bucket.go); "" while there is none
 }
 
 const segmentInfoFixed = 98 // bytes of an encoded segmentInfo before object
@@ -78,9 +78,10 @@ func parseSegmentInfo(b []byte) (segmentInfo, []byte, error) {
 // A segment enters when it is sealed. It is confirmed, in order, by the
 // leader's manifest entry, which carries the leader's root of it and which the
 // leader proposes once most nodes have the same file (raft_diverge.go); only
-// confirmed segments are shown to clients.
+// confirmed segments are shown to clients. When a confirmed one lies in the bucket,
+// checked there, the leader proposes the name of its object, and that never changes.
 type manifest struct {
-	version   uint64 // changes by manifest entries so far
+	version   uint64 // changes by manifest entries so far: confirmed, archived
 	confirmed int    // the first so many segments are confirmed
 	segments  []segmentInfo
 }
@@ -162,4 +163,32 @@ func (m *manifest) withConfirmed(leader segmentInfo) (next *manifest, changed bo
 	segments := slices.Clone(m.segments)
 	segments[m.confirmed] = leader
 	return &manifest{m.version + 1, m.confirmed + 1, segments}, true, nil
+}
+
+// withArchived returns a manifest in which the confirmed segment that starts at
+// first lies in object; changed is false when it lies in one already, or is not
+// confirmed.
+func (m *manifest) withArchived(first uint64, object string) (next *manifest, changed bool) {
+	k := m.find(first)
+	if k < 0 || k >= m.confirmed || m.segments[k].first != first || m.segments[k].object != "" {
+		return m, false
+	}
+	segments := slices.Clone(m.segments)
+	segments[k].object = object
+	return &manifest{m.version + 1, m.confirmed, segments}, true
+}
+
+// archived returns how many of the first segments lie in the bucket without a gap,
+// and how many do in all.
+func (m *manifest) archived() (prefix, total int) {
+	for k, i := range m.segments {
+		if i.object == "" {
+			continue
+		}
+		if total == k {
+			prefix++
+		}
+		total++
+	}
+	return prefix, total
 }

@@ -83,6 +83,20 @@ type metrics struct {
 		repaired counter `help:"Damages that were mended."`
 		damaged  gauge   `help:"Damages that are not mended."`
 	}
+	cold struct {
+		segments    gauge   `help:"Sealed segments whose bytes are in the bucket only, on this node."`
+		localBytes  gauge   `help:"Bytes of segment files on this node's disk."`
+		reads       counter `help:"Requests for parts of archived segments."`
+		readBytes   counter `help:"Bytes of objects read."`
+		cacheBytes  gauge   `help:"Bytes of cold segments in memory."`
+		hits        counter `help:"Members of cold segments found in memory."`
+		corrupt     counter `help:"Objects, or parts of them, that were missing or not what they should be."`
+		unavailable counter `help:"Reads the bucket did not answer, or refused."`
+		dropped     counter `help:"Local copies of archived segments that were removed."`
+		prefetched  counter `help:"Cold segments whose files were brought back."`
+		adopted     counter `help:"Segments taken over from the bucket without their values."`
+		pinned      gauge   `help:"Segments whose files are to stay on this node."`
+	}
 	witness struct {
 		cosigned counter `help:"Cosignatures that witnesses gave."`
 		refused  counter `help:"Checkpoints a witness refused because it knows another history."`

@@ -133,6 +133,15 @@ type nodeOptions struct {
 	writeTimeout time.Duration
 	readTimeout  time.Duration
 
+	objects      objectStore   // nil = nothing is archived
+	objectPrefix string        // "" or with a slash at its end
+	packLevel    int           // of compress/gzip; 0 = its default
+	archiveEvery time.Duration // between two looks for segments to archive and copies to drop
+	archiveAsked bool          // archive only when asked to
+	cacheSize    int64         // bytes of memory for what was read from objects
+	dropAge      time.Duration // see storeOptions
+	localMax     int64         // see storeOptions
+
 	witnesses      []witnessTarget
 	witnessEvery   time.Duration // between two rounds
 	witnessTimeout time.Duration // of a round
@@ -268,6 +277,8 @@ func (n *node) openDisk() (err error) {
 		dir: n.o.dataDir, cluster: n.self.Load().cluster, logger: n.o.logger, metrics: n.o.metrics,
 		moved: n.checkpointMoved, fatal: n.fail, fault: n.o.storeFault,
 		refetch: n.refetch, mayRefetch: hasOthers, scrubRate: n.o.scrubRate, scrubPause: n.o.scrubPause,
+		objects: n.o.objects, objectPrefix: n.o.objectPrefix, cacheSize: n.o.cacheSize,
+		dropAge: n.o.dropAge, localMax: n.o.localMax, tierEvery: n.o.archiveEvery,
 	})
 	if err != nil {
 		return err

@@ -79,7 +79,7 @@ func (p *puller) takeOver() {
 		return err == nil
 	})
 	p.done.Wait()
-	if err := p.store.install(p.snap.at, got, p.snap.window); err != nil {
+	if err := p.store.install(p.snap.at, p.snap.segments, got, p.snap.window); err != nil {
 		p.t.Fatal(err)
 	}
 	sameFiles(p.t, p.store.o.dir, p.leader.dir)

@@ -162,16 +162,6 @@ func parseIncarnation(s string) (uint64, error) {
 	return v, nil
 }
 
-// parseClusterID reads 32 hex digits.
-func parseClusterID(s string) (clusterID, error) {
-	var c clusterID
-	b, err := hex.DecodeString(s)
-	if err != nil || len(b) != len(c) {
-		return c, fmt.Errorf("%w: cluster id %q is not 32 hex digits", errCorrupt, s)
-	}
-	return clusterID(b), nil
-}
-
 // save writes node.json durably, whole or not at all.
 func (f *nodeFile) save(dir string) error {
 	var err error

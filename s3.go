@@ -190,6 +190,7 @@ type s3Upload struct {
 	size   int64
 	sum    [sha256.Size]byte // SHA-256 of the body: the server refuses any other bytes
 	absent bool              // fail with fs.ErrExist if there is an object of that name
+	free   bool              // no Object Lock, whatever the options say
 }
 
 // s3Bytes returns the upload of b.
@@ -203,7 +204,7 @@ func (c *s3Client) put(ctx context.Context, u s3Upload) (s3Info, error) {
 	call := &s3Call{op: s3Put, method: http.MethodPut, key: u.key, body: u.body, size: u.size, sum: u.sum, header: http.Header{}}
 	call.header.Set("Content-Type", s3Type)
 	call.header.Set("X-Amz-Checksum-Sha256", base64.StdEncoding.EncodeToString(u.sum[:]))
-	if c.o.lockMode != "" {
+	if c.o.lockMode != "" && !u.free {
 		call.locked = true
 		call.header.Set("X-Amz-Object-Lock-Mode", c.o.lockMode)
 		call.header.Set("X-Amz-Object-Lock-Retain-Until-Date", c.o.now().Add(c.o.lockFor).UTC().Format(time.RFC3339))

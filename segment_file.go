@@ -5,10 +5,12 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
+	"encoding/hex"
 	"fmt"
 	"hash/crc32"
 	"io"
 	"os"
+	"sync/atomic"
 )
 
 // A segment file holds a run of entries that will never change. It is written
@@ -84,6 +86,16 @@ func recordSize(n int) int64 { return recordFixed + int64(n) }
 type clusterID [16]byte
 
 func (c clusterID) String() string { return fmt.Sprintf("%x", c[:]) }
+
+// parseClusterID reads 32 hex digits.
+func parseClusterID(s string) (clusterID, error) {
+	var c clusterID
+	b, err := hex.DecodeString(s)
+	if err != nil || len(b) != len(c) {
+		return c, fmt.Errorf("%w: cluster id %q is not 32 hex digits", errCorrupt, s)
+	}
+	return clusterID(b), nil
+}
 
 // place says where a record lies within the records section of its segment.
 type place struct {
@@ -254,11 +266,29 @@ func parseSegmentFooter(b []byte, size int64) (segmentFooter, error) {
 // segmentFile reads one sealed segment. It is safe for concurrent use.
 type segmentFile struct {
 	segmentFooter
-	f       *os.File
+	src     segmentBytes
+	name    string // where it is, for messages
 	size    int64
 	cluster clusterID
 	first   uint64
 	time    int64
+	used    atomic.Int64 // when a reader last asked for it, as the store counts
+}
+
+// segmentBytes is where the bytes of a segment file are: a file, or a bucket.
+type segmentBytes interface {
+	io.ReaderAt
+	// section reads size bytes from offset from on, in order; again tells that
+	// they will be read once more, soon.
+	section(from, size int64, again bool) io.Reader
+	Close() error
+}
+
+// segmentOnDisk is a segment that is a file.
+type segmentOnDisk struct{ *os.File }
+
+func (f segmentOnDisk) section(from, size int64, again bool) io.Reader {
+	return io.NewSectionReader(f.File, from, size)
 }
 
 // openSegmentFile opens the segment file at path and checks its header and
@@ -268,26 +298,32 @@ func openSegmentFile(path string) (*segmentFile, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &segmentFile{f: f}
-	if err := s.readEnds(); err != nil {
+	st, err := f.Stat()
+	if err != nil {
 		f.Close()
-		return nil, fmt.Errorf("segment %s: %w", f.Name(), err)
+		return nil, err
+	}
+	return openSegmentBytes(segmentOnDisk{f}, path, st.Size())
+}
+
+// openSegmentBytes is openSegmentFile of a segment file of that size wherever it
+// is. It closes src if it fails.
+func openSegmentBytes(src segmentBytes, name string, size int64) (*segmentFile, error) {
+	s := &segmentFile{src: src, name: name, size: size}
+	if err := s.readEnds(); err != nil {
+		src.Close()
+		return nil, fmt.Errorf("segment %s: %w", name, err)
 	}
 	return s, nil
 }
 
 // readEnds fills s from the header and the footer.
-func (s *segmentFile) readEnds() error {
-	st, err := s.f.Stat()
-	if err != nil {
-		return err
-	}
-	s.size = st.Size()
+func (s *segmentFile) readEnds() (err error) {
 	if s.size < segmentHeaderSize+segmentFooterSize {
 		return fmt.Errorf("%w: file has %d bytes, want at least %d", errCorrupt, s.size, segmentHeaderSize+segmentFooterSize)
 	}
 	var b [segmentFooterSize]byte
-	if _, err := s.f.ReadAt(b[:segmentHeaderSize], 0); err != nil {
+	if _, err := s.src.ReadAt(b[:segmentHeaderSize], 0); err != nil {
 		return err
 	}
 	if string(b[:8]) != segmentMagic {
@@ -303,7 +339,7 @@ func (s *segmentFile) readEnds() error {
 	s.first = binary.BigEndian.Uint64(b[32:])
 	count := binary.BigEndian.Uint64(b[40:])
 	s.time = int64(binary.BigEndian.Uint64(b[48:]))
-	if _, err := s.f.ReadAt(b[:], s.size-segmentFooterSize); err != nil {
+	if _, err := s.src.ReadAt(b[:], s.size-segmentFooterSize); err != nil {
 		return err
 	}
 	if s.segmentFooter, err = parseSegmentFooter(b[:], s.size); err != nil {
@@ -316,7 +352,7 @@ func (s *segmentFile) readEnds() error {
 }
 
 // close releases the file; nobody may read any more.
-func (s *segmentFile) close() error { return s.f.Close() }
+func (s *segmentFile) close() error { return s.src.Close() }
 
 // recordAt reads the record at pl and checks that it is that of seq.
 func (s *segmentFile) recordAt(pl place, seq uint64) (record, error) {
@@ -325,7 +361,7 @@ func (s *segmentFile) recordAt(pl place, seq uint64) (record, error) {
 	if at+int64(pl.length) > int64(s.directoryAt) {
 		return record{}, s.bad(seq, fmt.Errorf("%w: place %d+%d is outside the records", errCorrupt, pl.offset, pl.length))
 	}
-	if _, err := s.f.ReadAt(buf, at); err != nil {
+	if _, err := s.src.ReadAt(buf, at); err != nil {
 		return record{}, s.bad(seq, err)
 	}
 	r, err := parseRecord(buf)
@@ -343,7 +379,7 @@ func (s *segmentFile) recordAt(pl place, seq uint64) (record, error) {
 
 // bad names the segment and the entry in an error.
 func (s *segmentFile) bad(seq uint64, err error) error {
-	return fmt.Errorf("segment %s: entry %d: %w", s.f.Name(), seq, err)
+	return fmt.Errorf("segment %s: entry %d: %w", s.name, seq, err)
 }
 
 // placeOf reads the place of the record of seq from the directory. The
@@ -360,7 +396,7 @@ func (s *segmentFile) placeOf(seq uint64) (place, error) {
 	if i == s.count-1 {
 		n = directoryEntrySize
 	}
-	if _, err := s.f.ReadAt(b[:n], int64(s.directoryAt+i*directoryEntrySize)); err != nil {
+	if _, err := s.src.ReadAt(b[:n], int64(s.directoryAt+i*directoryEntrySize)); err != nil {
 		return place{}, s.bad(seq, err)
 	}
 	offset := uint64(binary.BigEndian.Uint32(b[:]))
@@ -373,11 +409,6 @@ func (s *segmentFile) placeOf(seq uint64) (place, error) {
 	return place{uint32(offset), uint16(next - offset)}, nil
 }
 
-// valueReader reads the value of one record.
-func (s *segmentFile) valueReader(r *record) *io.SectionReader {
-	return io.NewSectionReader(s.f, int64(r.valueAt), int64(r.header.size))
-}
-
 // smallValue is the size up to which a value is read into memory at once.
 const smallValue = 64 << 10
 
@@ -386,7 +417,7 @@ const smallValue = 64 << 10
 func (s *segmentFile) value(r *record) (io.ReaderAt, error) {
 	if r.header.size <= smallValue {
 		buf := make([]byte, r.header.size)
-		if _, err := s.f.ReadAt(buf, int64(r.valueAt)); err != nil && len(buf) > 0 {
+		if _, err := s.src.ReadAt(buf, int64(r.valueAt)); err != nil && len(buf) > 0 {
 			return nil, s.bad(r.header.seq, err)
 		}
 		if got := crc32.Checksum(buf, castagnoli); got != r.valueCRC {
@@ -395,13 +426,13 @@ func (s *segmentFile) value(r *record) (io.ReaderAt, error) {
 		return memoryValue(buf), nil
 	}
 	crc := crc32.New(castagnoli)
-	if _, err := io.Copy(crc, s.valueReader(r)); err != nil {
+	if _, err := io.Copy(crc, s.src.section(int64(r.valueAt), int64(r.header.size), true)); err != nil {
 		return nil, s.bad(r.header.seq, err)
 	}
 	if got := crc.Sum32(); got != r.valueCRC {
 		return nil, s.badValue(r, got)
 	}
-	return s.valueReader(r), nil
+	return io.NewSectionReader(s.src, int64(r.valueAt), int64(r.header.size)), nil
 }
 
 // badValue says that the value of r is not what was written.
@@ -433,13 +464,13 @@ func (s *segmentFile) records(values bool, f func(*record, place) error) (hash, 
 // leaves is records that also gives f each leaf.
 func (s *segmentFile) leaves(values bool, f func(*record, place, hash) error) (hash, error) {
 	crc := crc32.New(castagnoli)
-	if _, err := io.Copy(crc, io.NewSectionReader(s.f, int64(s.directoryAt), int64(s.count*directoryEntrySize))); err != nil {
+	if _, err := io.Copy(crc, s.src.section(int64(s.directoryAt), int64(s.count*directoryEntrySize), false)); err != nil {
 		return hash{}, err
 	}
 	if crc.Sum32() != s.directoryCRC {
-		return hash{}, fmt.Errorf("segment %s: %w: directory has CRC %08x, its bytes give %08x", s.f.Name(), errCorrupt, s.directoryCRC, crc.Sum32())
+		return hash{}, fmt.Errorf("segment %s: %w: directory has CRC %08x, its bytes give %08x", s.name, errCorrupt, s.directoryCRC, crc.Sum32())
 	}
-	in := bufio.NewReaderSize(io.NewSectionReader(s.f, int64(s.recordsAt), int64(s.directoryAt-s.recordsAt)), 256<<10)
+	in := bufio.NewReaderSize(s.src.section(int64(s.recordsAt), int64(s.directoryAt-s.recordsAt), false), 256<<10)
 	var tree compactTree
 	var offset int64
 	for seq := s.first; seq < s.first+s.count; seq++ {
@@ -471,7 +502,7 @@ func (s *segmentFile) headers(seq, end uint64) ([][]byte, error) {
 		return nil, err
 	}
 	at := int64(s.recordsAt) + int64(pl.offset)
-	in := bufio.NewReaderSize(io.NewSectionReader(s.f, at, int64(s.directoryAt)-at), 32<<10)
+	in := bufio.NewReaderSize(io.NewSectionReader(s.src, at, int64(s.directoryAt)-at), 32<<10)
 	raws := make([][]byte, 0, end-seq)
 	for ; seq < end; seq++ {
 		r, n, err := s.nextRecord(in, seq)
@@ -489,7 +520,7 @@ func (s *segmentFile) headers(seq, end uint64) ([][]byte, error) {
 func (s *segmentFile) nextRecord(in *bufio.Reader, seq uint64) (record, int, error) {
 	fixed, err := in.Peek(recordFixed)
 	if err != nil {
-		return record{}, 0, s.bad(seq, fmt.Errorf("%w: records end early", errCorrupt))
+		return record{}, 0, s.bad(seq, early(err))
 	}
 	n := int(binary.BigEndian.Uint16(fixed[16:]))
 	if n > maxHeaderSize {
@@ -497,7 +528,7 @@ func (s *segmentFile) nextRecord(in *bufio.Reader, seq uint64) (record, int, err
 	}
 	buf, err := in.Peek(recordFixed + n)
 	if err != nil {
-		return record{}, 0, s.bad(seq, fmt.Errorf("%w: records end early", errCorrupt))
+		return record{}, 0, s.bad(seq, early(err))
 	}
 	r, err := parseRecord(buf)
 	if err != nil {
@@ -510,4 +541,12 @@ func (s *segmentFile) nextRecord(in *bufio.Reader, seq uint64) (record, int, err
 		return record{}, 0, s.bad(seq, fmt.Errorf("%w: value at %d of %d bytes is outside the values", errCorrupt, r.valueAt, r.header.size))
 	}
 	return r, len(buf), nil
+}
+
+// early says of records that end where another should begin that they are damaged.
+func early(err error) error {
+	if err == io.EOF {
+		return fmt.Errorf("%w: records end early", errCorrupt)
+	}
+	return err
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -43,16 +44,18 @@ type store struct {
 	// mu guards the entries that are in memory. Readers hold it to look
 	// something up there, the apply goroutine to publish, never across disk or
 	// network; so a reader sees all entries of a published batch or none.
-	mu      sync.RWMutex
-	pending *pendingSegment
-	sealing []*sealedSegment // closed, not yet on disk; oldest first
-	waiters []sizeWaiter
-	recent  recentTiles // tiles of the tree over all published entries
+	mu       sync.RWMutex
+	pending  *pendingSegment
+	sealing  []*sealedSegment // closed, not yet on disk; oldest first
+	waiters  []sizeWaiter
+	archived []uint64    // first entries of the segments archived since the last seal
+	recent   recentTiles // tiles of the tree over all published entries
 
 	tree     tileTree // grows recent; owned by the apply goroutine
 	ahead    treeAhead
 	tiles    tileCache
 	files    fileCache
+	cold     coldState
 	scrub    scrubState
 	lists    sync.Mutex // serialises changes of the list of runs, in ledger.db and in index
 	flushing sync.Mutex // held while a part goes to the disk
@@ -84,9 +87,43 @@ type storeOptions struct {
 	scrubRate  int64         // bytes the scrub reads in a second; 0 = it does not
 	scrubPause time.Duration // between its passes; 0 = scrubPause
 
+	objects      objectStore   // where archived segments lie; nil = nothing is archived
+	objectPrefix string        // before the cluster's folder in there: "" or with a slash at its end
+	cacheSize    int64         // bytes of memory for what was read from objects
+	dropAge      time.Duration // after sealing, before the local copy of an archived segment may go
+	localMax     int64         // bytes of segment files above which the oldest archived ones go; 0 = no limit
+	tierEvery    time.Duration // between two looks for copies that may go; 0 = none ever goes
+
 	// fault, when set, is asked before and after each step that changes the
 	// disk; an error it returns is taken as that step's. For tests of crashes.
 	fault func(step string) error
+}
+
+// objectStore is where archived segments lie: a bucket (s3.go) or a folder. Keys
+// are whole keys, prefix and all (manifest_bucket.go). Everything may be called at
+// the same time, tries again by itself where that may help, and gives up with ctx.
+// Nothing that read returns is to be believed before it is compared with a hash.
+type objectStore interface {
+	// put stores the size bytes of body, which have that SHA-256, durably under
+	// key, unless there is an object of that name: fs.ErrExist. After any other
+	// error it may be there nevertheless, whole.
+	put(ctx context.Context, key string, body io.ReaderAt, size int64, sum hash) error
+	// replace is put of an object that may be there already: not of a segment.
+	replace(ctx context.Context, key string, body []byte) error
+	// read returns size bytes of an object from byte from on: all of them, or
+	// fs.ErrNotExist if there is no object, io.ErrUnexpectedEOF if it ends before.
+	read(ctx context.Context, key string, from, size int64) ([]byte, error)
+	// size returns the size of an object, or fs.ErrNotExist.
+	size(ctx context.Context, key string) (int64, error)
+	// list calls each for the objects whose keys begin with prefix, in order of
+	// key, until it returns an error, which list then returns.
+	list(ctx context.Context, prefix string, each func(key string, size int64) error) error
+	// remove removes an object; one that is not there is no error.
+	remove(ctx context.Context, key string) error
+	// probe finds out whether objects below prefix can be put and read, and says
+	// what works, or in the error what an operator must change.
+	probe(ctx context.Context, prefix string) (string, error)
+	String() string // s3://bucket, or the folder: for messages
 }
 
 // errFormat says that a directory was written by a newer program.
@@ -134,6 +171,7 @@ func openStore(o storeOptions) (*store, error) {
 	s.drained = sync.NewCond(&s.mu)
 	s.durable.Store(state)
 	s.manifest.Store(state.manifest())
+	s.openColdState(state)
 	err = s.recover(state)
 	if err == nil {
 		err = s.openTree(state)
@@ -142,6 +180,7 @@ func openStore(o storeOptions) (*store, error) {
 		err = s.sweep()
 	}
 	if err != nil {
+		s.cold.cancel()
 		ledger.close()
 		return nil, err
 	}
@@ -154,8 +193,14 @@ func openStore(o storeOptions) (*store, error) {
 // recover checks the segments that D names and opens the key index.
 func (s *store) recover(state *durableState) error {
 	for _, info := range state.segments {
+		if cold, err := s.settleCold(info); cold || err != nil {
+			if err != nil {
+				return err
+			}
+			continue
+		}
 		f, err := s.openSegment(info)
-		if damagedFile(err) && s.o.mayRefetch != nil && s.o.mayRefetch(state.at) {
+		if damagedFile(err) && s.mayMend(state, info) {
 			s.noteDamage(segmentName(info), diskDamage{err: err, segment: &info})
 			continue
 		}
@@ -180,6 +225,11 @@ func (s *store) recover(state *durableState) error {
 	}
 }
 
+// mayMend tells whether the file of a segment can be fetched again.
+func (s *store) mayMend(state *durableState, info segmentInfo) bool {
+	return s.o.mayRefetch != nil && s.o.mayRefetch(state.at) || s.o.objects != nil && info.object != ""
+}
+
 // openSegment opens the file of a sealed segment and checks that it is the one
 // the manifest means.
 func (s *store) openSegment(info segmentInfo) (*segmentFile, error) {
@@ -192,16 +242,26 @@ func (s *store) openSegmentAt(path string, info segmentInfo) (*segmentFile, erro
 	if err != nil {
 		return nil, err
 	}
-	if f.root != info.root || f.size != int64(info.size) || f.first != info.first || f.count != info.count {
+	if err := s.checkIdentity(f, info); err != nil {
 		f.close()
-		return nil, fmt.Errorf("segment %s: %w: file has root %s and %d bytes, the manifest says %s and %d", path, errCorrupt, f.root, f.size, info.root, info.size)
-	}
-	if f.cluster != s.o.cluster {
-		f.close()
-		return nil, fmt.Errorf("segment %s: belongs to cluster %s, this is cluster %s", path, f.cluster, s.o.cluster)
+		return nil, err
 	}
 	return f, nil
 }
+
+// checkIdentity returns an error unless f is the segment that info describes.
+func (s *store) checkIdentity(f *segmentFile, info segmentInfo) error {
+	if f.root != info.root || f.size != int64(info.size) || f.first != info.first || f.count != info.count {
+		return fmt.Errorf("segment %s: %w: file has root %s and %d bytes, the manifest says %s and %d", f.name, errCorrupt, f.root, f.size, info.root, info.size)
+	}
+	if f.cluster != s.o.cluster {
+		return fmt.Errorf("segment %s: belongs to cluster %s, this is cluster %s", f.name, f.cluster, s.o.cluster)
+	}
+	return nil
+}
+
+// read notes that somebody reads f.
+func (f *segmentFile) read() { f.used.Store(time.Now().UnixMilli()) }
 
 // segmentPath returns where the file of a segment is.
 func (s *store) segmentPath(info segmentInfo) string {
@@ -228,6 +288,7 @@ func (s *store) close() error {
 	s.scrub.closed = true
 	s.scrub.mu.Unlock()
 	close(s.quit)
+	s.cold.cancel()
 	s.done.Wait()
 	s.index.close()
 	return s.ledger.close()

@@ -19,6 +19,8 @@ type sealedSegment struct {
 	info   segmentInfo // without size and sum, which the file gives
 	at     checkpoint
 	window []chunk // chunks of the idempotency window that changed
+
+	archived []segmentInfo // older segments, as far as they were archived since the seal before
 }
 
 // head returns the newest version of key as the apply goroutine sees it:
@@ -126,7 +128,7 @@ func (s *store) seal(time int64, at checkpoint, window []chunk) error {
 		return err
 	}
 	at.size, at.version, at.confirmed = info.end(), m.version, uint64(m.confirmed)
-	s.sealing = append(slices.Clip(s.sealing), &sealedSegment{s.pending, info, at, window})
+	s.sealing = append(slices.Clip(s.sealing), &sealedSegment{s.pending, info, at, window, s.takeArchived(m)})
 	s.pending = s.pending.successor()
 	s.manifest.Store(m)
 	select {
@@ -159,4 +161,27 @@ func (s *store) unconfirmed() (segmentInfo, bool) {
 		return segmentInfo{}, false
 	}
 	return m.segments[m.confirmed], true
+}
+
+// setArchived notes that the segment that starts at first lies in object. D learns of
+// it with the next seal: a restart replays the command until then.
+func (s *store) setArchived(first uint64, object string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	m, changed := s.manifest.Load().withArchived(first, object)
+	if changed {
+		s.manifest.Store(m)
+		s.archived = append(s.archived, first)
+	}
+}
+
+// takeArchived returns the segments that were archived since it was called before,
+// as m has them; mu must be held.
+func (s *store) takeArchived(m *manifest) []segmentInfo {
+	infos := make([]segmentInfo, len(s.archived))
+	for i, first := range s.archived {
+		infos[i] = m.segments[m.find(first)]
+	}
+	s.archived = nil
+	return infos
 }

@@ -138,10 +138,10 @@ func (s *store) writeFetched(info segmentInfo, body func(io.Writer) error) error
 	return nil
 }
 
-// install moves D to at, whose entries beyond this node's D are in fetched. It
-// is called by the apply goroutine. The pending segment goes: its entries are
+// install moves D to at, with the agreed segments, of which those beyond this node's
+// D are in fetched. It is called by the apply goroutine. The pending segment goes: its entries are
 // in the new segments. A crash before the transaction leaves the old D.
-func (s *store) install(at checkpoint, fetched []fetchedSegment, window []chunk) error {
+func (s *store) install(at checkpoint, agreed []segmentInfo, fetched []fetchedSegment, window []chunk) error {
 	s.mu.Lock()
 	for len(s.sealing) > 0 && !s.stopped {
 		s.drained.Wait()
@@ -154,7 +154,7 @@ func (s *store) install(at checkpoint, fetched []fetchedSegment, window []chunk)
 	s.lists.Lock()
 	defer s.lists.Unlock()
 	old := s.durable.Load()
-	segments, runs := slices.Clip(old.segments), []runInfo(nil)
+	segments, runs := slices.Clone(old.segments), []runInfo(nil)
 	for _, f := range fetched {
 		if f.info.first < old.at.size {
 			continue // this node sealed it meanwhile
@@ -163,20 +163,17 @@ func (s *store) install(at checkpoint, fetched []fetchedSegment, window []chunk)
 		runs = append(runs, f.run)
 	}
 	state := &durableState{at: at, segments: segments}
-	if end := state.manifest().end(); end != at.size {
+	if end := state.manifest().end(); end != at.size || len(segments) != len(agreed) {
 		return fmt.Errorf("%w: segments end at entry %d, the checkpoint at %d", errCorrupt, end, at.size)
 	}
+	changed := takeObjects(segments, agreed, len(old.segments))
 	tree, err := s.treeFor(state)
 	if err != nil {
 		return err
 	}
 	err = s.step("install checkpoint", func() error {
 		return s.ledger.update(func(t ledgerTx) error {
-			err := errors.Join(t.replaceRuns(nil, runs), t.putWindow(window, at.windowOldest), t.putCheckpoint(at))
-			for _, i := range segments[len(old.segments):] {
-				err = errors.Join(err, t.putSegment(i))
-			}
-			return err
+			return errors.Join(t.putSegments(changed), t.replaceRuns(nil, runs), t.putWindow(window, at.windowOldest), t.putCheckpoint(at))
 		})
 	})
 	if err != nil {
@@ -195,10 +192,24 @@ func (s *store) install(at checkpoint, fetched []fetchedSegment, window []chunk)
 	s.mu.Lock()
 	s.recent = tree.recent
 	s.pending = newPendingSegment(at.size)
+	s.archived = nil
 	s.wakeWaiters()
 	s.mu.Unlock()
 	if s.o.moved != nil {
 		s.o.moved(at)
 	}
 	return nil
+}
+
+// takeObjects gives segments the objects that the agreed ones have: this node may
+// have sealed or fetched them before they were archived. It returns those that this
+// changed, and all after the first known ones.
+func takeObjects(segments, agreed []segmentInfo, known int) (changed []segmentInfo) {
+	for k := range segments {
+		if k >= known || segments[k].object != agreed[k].object {
+			segments[k].object = agreed[k].object
+			changed = append(changed, segments[k])
+		}
+	}
+	return changed
 }

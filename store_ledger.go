@@ -13,7 +13,7 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// ledger.db is a bbolt file with five buckets. bbolt does not checksum its data
+// ledger.db is a bbolt file with seven buckets. bbolt does not checksum its data
 // pages, so every value ends in a CRC32C over the key and the value before it,
 // and store_bolt.go checks the pages when the file is opened.
 // Integers are big-endian.
@@ -29,12 +29,19 @@ import (
 //	window    chunk number (uint64)  a chunk of the idempotency window (fsm_window.go)
 //	tiles     level, block           hashes of the tree, each tile with a checksum
 //	                                 of its own in place of the value's (store_tree.go)
+//	cold      first (uint64)         what is known of a segment that is only in the
+//	                                 bucket (store_cold.go)
+//	pins      first (uint64)         why the segment's file is to stay here (store_drop.go)
+//
+// An object in a segmentInfo is as of D, too: which segments were archived behind D
+// comes back with the log, so that the manifest's version is that of the other nodes.
 //
 // All of it changes in one transaction per sealed segment, so D, the list of
 // segments, the list of runs, the window and the tree always belong together.
-// Only a merge of runs, which changes no answer, and tiles that are repaired or
-// come before D have transactions of their own. Versions before the tree wrote
-// neither "tree" nor bucket tiles.
+// Only a merge of runs, which changes no answer, tiles that are repaired or come
+// before D, and what becomes cold or ceases to be have transactions of their own.
+// Versions before the tree wrote neither "tree" nor bucket tiles, those before the
+// archive no bucket cold.
 
 const ledgerFormat = 1
 
@@ -129,7 +136,9 @@ type durableState struct {
 	at       checkpoint
 	segments []segmentInfo
 	runs     []runInfo
-	window   []chunk // as found at open; not kept up to date
+	window   []chunk  // as found at open; not kept up to date
+	cold     []uint64 // as window: first of the segments that are in the bucket only
+	pinned   []uint64 // as window: first of the segments that are to stay here
 }
 
 // manifest returns the manifest as of D.
@@ -249,7 +258,7 @@ func (d *durableState) read(tx *bbolt.Tx) error {
 		return err
 	}
 	slices.SortFunc(d.runs, func(a, b runInfo) int { return int(int64(a.first - b.first)) })
-	if err := d.readWindow(tx); err != nil {
+	if err := errors.Join(d.readWindow(tx), d.readCold(tx), d.readPins(tx)); err != nil {
 		return err
 	}
 	return d.validate()
@@ -301,7 +310,7 @@ type ledgerTx struct{ tx *bbolt.Tx }
 // update runs f in one durable transaction: all of it or nothing.
 func (l *ledgerFile) update(f func(ledgerTx) error) error {
 	return l.db.Update(func(tx *bbolt.Tx) error {
-		for _, b := range [][]byte{bucketMeta, bucketSegments, bucketRuns, bucketWindow, bucketTiles} {
+		for _, b := range [][]byte{bucketMeta, bucketSegments, bucketRuns, bucketWindow, bucketTiles, bucketCold, bucketPins} {
 			if _, err := tx.CreateBucketIfNotExists(b); err != nil {
 				return err
 			}
@@ -328,6 +337,14 @@ func (t ledgerTx) putCheckpoint(c checkpoint) error {
 // putSegment adds or replaces one segment of the manifest.
 func (t ledgerTx) putSegment(i segmentInfo) error {
 	return t.put(bucketSegments, binary.BigEndian.AppendUint64(nil, i.first), i.append(nil))
+}
+
+// putSegments adds or replaces segments of the manifest.
+func (t ledgerTx) putSegments(infos []segmentInfo) (err error) {
+	for _, i := range infos {
+		err = errors.Join(err, t.putSegment(i))
+	}
+	return err
 }
 
 // replaceRuns removes and adds runs.

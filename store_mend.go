@@ -26,6 +26,7 @@ import (
 const (
 	mendWait  = 5 * time.Second // for a reader to get a segment that is being fetched
 	mendEvery = 5 * time.Second // between two tries to mend the same thing
+	coldEvery = time.Minute     // as mendEvery, of what takes reading an object
 	soundFor  = 5 * time.Second // for which a file that was read whole is taken as sound
 )
 
@@ -80,10 +81,10 @@ type mending struct {
 }
 
 // damagedFile tells whether err means that a file is not what was written, or
-// cannot be read at all.
+// cannot be read at all, or that an object in its place is so.
 func damagedFile(err error) bool {
 	return errors.Is(err, errCorrupt) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.EIO) ||
-		errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
+		errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, errArchiveCorrupt)
 }
 
 // noteDamage remembers what is damaged until it is mended.
@@ -137,7 +138,7 @@ func (s *store) damaged() []string {
 // little for it. A try that failed is not repeated at once.
 func (s *store) mend(info segmentInfo) error {
 	s.scrub.mu.Lock()
-	if d := s.scrub.damages[segmentName(info)]; !d.tried.IsZero() && time.Since(d.tried) < mendEvery {
+	if d := s.scrub.damages[segmentName(info)]; !d.tried.IsZero() && time.Since(d.tried) < s.mendEvery(info) {
 		s.scrub.mu.Unlock()
 		return d.err
 	}
@@ -163,6 +164,14 @@ func (s *store) mend(info segmentInfo) error {
 	}
 }
 
+// mendEvery returns how long to wait between two tries to mend a segment.
+func (s *store) mendEvery(info segmentInfo) time.Duration {
+	if s.isCold(info.first) {
+		return coldEvery
+	}
+	return mendEvery
+}
+
 // mendNow is one repair.
 func (s *store) mendNow(info segmentInfo, m *mending) {
 	m.err = s.mendSegment(info)
@@ -179,14 +188,13 @@ func segmentName(info segmentInfo) string { return "segment " + info.id() }
 // file stays until the new one, checked, takes its name in one step; who has
 // the old one open keeps it, and sees its damage by its checksums.
 func (s *store) mendSegment(info segmentInfo) error {
+	if s.isCold(info.first) {
+		return s.mendCold(info)
+	}
 	err := s.checkSum(info, func(int) error { return s.running() })
 	if damagedFile(err) {
 		s.noteDamage(segmentName(info), diskDamage{err: err, segment: &info})
-		rerr := errors.New("this node stands alone")
-		if s.o.refetch != nil {
-			rerr = s.o.refetch(info, func(body func(io.Writer) error) error { return s.writeFetched(info, body) })
-		}
-		if rerr != nil {
+		if rerr := s.fetchAgain(info); rerr != nil {
 			err = fmt.Errorf("%w; fetching it again: %w", err, rerr)
 			s.noteDamage(segmentName(info), diskDamage{err: err, segment: &info, tried: time.Now()})
 			return err
@@ -198,6 +206,41 @@ func (s *store) mendSegment(info segmentInfo) error {
 		s.noteMended(segmentName(info))
 	}
 	return err
+}
+
+// fetchAgain makes the file of a segment again, from another node or else from
+// its object.
+func (s *store) fetchAgain(info segmentInfo) error {
+	err := errors.New("this node stands alone")
+	if s.o.refetch != nil {
+		err = s.o.refetch(info, func(body func(io.Writer) error) error { return s.writeFetched(info, body) })
+	}
+	if object := s.objectOf(info); err != nil && object != "" && s.o.objects != nil {
+		info.object = object
+		if oerr := s.writeFetched(info, func(w io.Writer) error { return s.copyObject(info, w) }); oerr != nil {
+			return fmt.Errorf("%w; from the bucket: %w", err, oerr)
+		}
+		return nil
+	}
+	return err
+}
+
+// mendCold gets the file of a cold segment whose object is damaged from another
+// node, or finds the object sound.
+func (s *store) mendCold(info segmentInfo) error {
+	err := s.refetchCold(info, true)
+	if err != nil {
+		cerr := s.copyCold(info, io.Discard)
+		if errors.Is(cerr, errArchiveCorrupt) {
+			err = fmt.Errorf("%w; fetching it from another node: %w", cerr, err)
+			s.noteDamage(segmentName(info), diskDamage{err: err, segment: &info, tried: time.Now()})
+		}
+		if cerr != nil {
+			return err
+		}
+	}
+	s.noteMended(segmentName(info))
+	return nil
 }
 
 // running returns an error once the store closes.

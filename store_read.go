@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"slices"
 	"sort"
@@ -166,6 +167,7 @@ func fromSegment[T any](s *store, seq uint64, read func(*segmentFile) (T, error)
 		if err != nil {
 			return none, err
 		}
+		f.read()
 		return read(f)
 	}
 	v, err := try()
@@ -173,6 +175,9 @@ func fromSegment[T any](s *store, seq uint64, read func(*segmentFile) (T, error)
 		return v, err
 	}
 	if merr := s.mend(m.segments[k]); merr != nil {
+		if errors.Is(err, errArchiveCorrupt) {
+			return none, fmt.Errorf("entry %d: %w; %v", seq, err, merr)
+		}
 		return none, fmt.Errorf("entry %d: %w: %v; %v", seq, errCorrupt, err, merr) // a missing file is no missing entry
 	}
 	return try()
@@ -207,9 +212,16 @@ func (f *segmentFile) entry(seq uint64, pl *place, value bool) (entry, error) {
 	return e, err
 }
 
-// segment returns the open file of a sealed segment.
+// segment returns a sealed segment, open, wherever its bytes are.
 func (s *store) segment(info segmentInfo) (*segmentFile, error) {
-	return s.files.get(info.first, func() (*segmentFile, error) { return s.openSegment(info) })
+	if s.isCold(info.first) {
+		return s.openCold(info)
+	}
+	f, err := s.files.get(info.first, func() (*segmentFile, error) { return s.openSegment(info) })
+	if errors.Is(err, fs.ErrNotExist) && s.isCold(info.first) { // since a moment ago
+		return s.openCold(info)
+	}
+	return f, err
 }
 
 // inMemory returns the segments in memory, newest first; mu must be held.
@@ -450,9 +462,10 @@ func (s *store) sealedByID(id string) (segmentInfo, bool) {
 	return m.segments[k], true
 }
 
-// sealedFile opens the file of a confirmed segment for the caller to close. All
-// of it is what was written; if it is not, it is mended first.
-func (s *store) sealedFile(id string) (*os.File, segmentInfo, error) {
+// sealedFile opens a confirmed segment for the caller to close. All of its file
+// is what was written; if it is not, it is mended first. A cold one is checked
+// as it is read.
+func (s *store) sealedFile(id string) (io.ReadSeekCloser, segmentInfo, error) {
 	info, err := s.shownSegment(id)
 	if err != nil {
 		return nil, info, err
@@ -469,8 +482,20 @@ func (s *store) sealedFile(id string) (*os.File, segmentInfo, error) {
 }
 
 // openSound opens the file of a segment and reads all of it, unless that was
-// done a moment ago: who fetches a file in parts does not have it read anew for each.
-func (s *store) openSound(info segmentInfo) (*os.File, error) {
+// done a moment ago: who fetches a file in parts does not have it read anew for
+// each. Of a cold segment nothing is read yet.
+func (s *store) openSound(info segmentInfo) (io.ReadSeekCloser, error) {
+	if !s.isCold(info.first) {
+		f, err := s.openSoundFile(info)
+		if !errors.Is(err, fs.ErrNotExist) || !s.isCold(info.first) {
+			return f, err
+		}
+	}
+	return s.openFar(info)
+}
+
+// openSoundFile is openSound of a segment whose file is here.
+func (s *store) openSoundFile(info segmentInfo) (io.ReadSeekCloser, error) {
 	f, err := os.Open(s.segmentPath(info))
 	if err != nil {
 		return nil, err

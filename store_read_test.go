@@ -85,6 +85,7 @@ func TestSegmentByID(t *testing.T) {
 	if err != nil || got != info || f.root != info.root {
 		t.Errorf("segment is %+v, %v", got, err)
 	}
+	path := h.store.segmentPath(info)
 	file, _, err := h.store.sealedFile(info.id())
 	if err != nil {
 		t.Fatal(err)
@@ -94,17 +95,17 @@ func TestSegmentByID(t *testing.T) {
 		t.Errorf("file has %d bytes, %v", len(b), err)
 	}
 	sound := func() bool {
-		st, err := os.Stat(file.Name())
+		st, err := os.Stat(path)
 		return err == nil && h.store.scrub.wasSound(info, st)
 	}
 	if !sound() {
 		t.Error("a file that was just read whole is read whole again")
 	}
-	flipBit(t, file.Name(), segmentHeaderSize, 1)
+	flipBit(t, path, segmentHeaderSize, 1)
 	if _, _, err := h.store.sealedFile(info.id()); !errors.Is(err, errCorrupt) || sound() {
 		t.Errorf("a file that was written since is opened: %v", err)
 	}
-	flipBit(t, file.Name(), segmentHeaderSize, 1)
+	flipBit(t, path, segmentHeaderSize, 1)
 	again, _, err := h.store.sealedFile(info.id())
 	if err != nil || !sound() {
 		t.Fatal("as it was, the file is not opened", err)
@@ -117,7 +118,6 @@ func TestSegmentByID(t *testing.T) {
 	if _, _, err := h.store.sealedFile("x"); !errors.Is(err, errNotFound) {
 		t.Errorf("error is %v", err)
 	}
-	path := h.store.segmentPath(info)
 	for at := range int64(info.size) {
 		flipBit(t, path, at, uint(at%8))
 		if f, _, err := h.store.sealedFile(info.id()); !errors.Is(err, errCorrupt) {

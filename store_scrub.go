@@ -117,7 +117,7 @@ func (s *store) scrubSegment(ctx context.Context, p *pace, info segmentInfo) err
 	}
 	if errors.Is(err, errCorrupt) && !errors.Is(err, errNotInIndex) {
 		// Was it so when its sum was right, or did it change since?
-		if changed := checkSumOf(f.f, info, func(n int) error { return p.take(ctx, n) }); changed != nil {
+		if changed := checkSumOf(f.src, info, func(n int) error { return p.take(ctx, n) }); changed != nil {
 			return changed
 		}
 		return fmt.Errorf("%w: %w", errAsWritten, err)

@@ -99,7 +99,7 @@ func (s *store) persist(g *sealedSegment) error {
 	tiles := s.recentTiles()
 	err = s.step("move checkpoint", func() error {
 		return s.ledger.update(func(t ledgerTx) error {
-			return errors.Join(t.putSegment(info), t.replaceRuns(nil, []runInfo{run}), t.putTiles(tiles, info.first, info.end()),
+			return errors.Join(t.putSegments(append(slices.Clip(g.archived), info)), t.replaceRuns(nil, []runInfo{run}), t.putTiles(tiles, info.first, info.end()),
 				t.putWindow(g.window, g.at.windowOldest), t.putCheckpoint(g.at))
 		})
 	})
@@ -114,7 +114,8 @@ func (s *store) persist(g *sealedSegment) error {
 	}
 	s.files.put(info.first, file)
 	old := s.durable.Load()
-	s.durable.Store(&durableState{at: g.at, segments: append(slices.Clip(old.segments), info), runs: s.index.runs()})
+	segments := replaceSegments(append(slices.Clip(old.segments), info), g.archived)
+	s.durable.Store(&durableState{at: g.at, segments: segments, runs: s.index.runs()})
 	if err := s.release(g, info); err != nil {
 		return err
 	}
@@ -123,6 +124,17 @@ func (s *store) persist(g *sealedSegment) error {
 		s.o.moved(g.at)
 	}
 	return nil
+}
+
+// replaceSegments returns segments with those that are in newer instead, which
+// must be among them.
+func replaceSegments(segments, newer []segmentInfo) []segmentInfo {
+	segments = slices.Clone(segments)
+	for _, i := range newer {
+		k := (&manifest{segments: segments}).find(i.first)
+		segments[k] = i
+	}
+	return segments
 }
 
 // release lets go of the memory of a segment that is on disk.

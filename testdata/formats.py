@@ -4,19 +4,23 @@
     python3 testdata/formats.py
 
 A second implementation of the writers: it shares nothing with the Go code but
-the comments at the heads of segment.go, segment_file.go, segment_gzip.go, manifest.go,
+the comments at the heads of segment.go, segment_file.go, segment_gzip.go, manifest.go, manifest_bucket.go,
 store_ledger.go, store_tree.go, fsm_command.go, fsm_window.go, fsm_key.go,
 fsm_snapshot.go, raft_signed.go and raft_key.go. The Go tests build the same
 values and want the same bytes. Never change what a golden file holds: a later
 version must still read it; add a file for a new format.
 """
+import base64
 import hashlib
 import json
 import os
 import struct
+import sys
 import zlib
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.join(HERE, os.pardir, "e2e"))
+import proof  # noqa: E402
 NONE = 2**64 - 1  # no seq
 CLUSTER = bytes(range(16))
 
@@ -174,6 +178,10 @@ def key_command():
     return bytes([5]) + bytes([0x45]) * 32 + bytes([0x22]) * 32 + struct.pack(">H", len(origin)) + origin
 
 
+def archived_command():
+    return struct.pack(">BQ", 7, 2**40) + b"%020d-%s.seg.gz" % (2**40, b"31" * 32)
+
+
 def snapshot_with_keys():
     body = b"SCRSNAP2" + snapshot()[8:-32]
     keys = ledger_keys()
@@ -228,6 +236,36 @@ def packed():
     return b"".join(parts) + table + field + bytes.fromhex("0300") + bytes(8)
 
 
+def sign(seed, message):  # RFC 8032; the curve is that of e2e/proof.py
+    def encode(point):
+        z = pow(point[2], proof.P - 2, proof.P)
+        x, y = point[0] * z % proof.P, point[1] * z % proof.P
+        return (y | (x & 1) << 255).to_bytes(32, "little")
+    h = hashlib.sha512(seed).digest()
+    scalar = int.from_bytes(h[:32], "little") & (2**254 - 8) | 2**254
+    public = encode(proof._times(scalar, proof.BASE))
+    nonce = int.from_bytes(hashlib.sha512(h[32:] + message).digest(), "little") % proof.Q
+    point = encode(proof._times(nonce, proof.BASE))
+    challenge = int.from_bytes(hashlib.sha512(point + public + message).digest(), "little") % proof.Q
+    return public, point + ((nonce + challenge * scalar) % proof.Q).to_bytes(32, "little")
+
+
+def bucket_manifest():
+    def b64(data):
+        return base64.b64encode(data).decode()
+    origin, seed = "scribe/" + CLUSTER.hex(), bytes([0x22]) * 32
+    public = sign(seed, b"")[0]
+    key_id = sha(origin.encode() + b"\n\1" + public)[:4]
+    text = "".join("former %s\n" % b64(note) for note in (b"first\n", b"second note\n"))
+    for i, (first, count, size, time) in enumerate([(0, 1000, 4096, 1700000000000), (1000, 42, 77, 1700000000001)]):
+        name = "%020d-%s.seg.gz" % (first, (bytes([0x30 + i]) * 32).hex())
+        text += "segment %d %d %d %d %s %s %s\n" % (first, count, size, time, (bytes([0x10 + i]) * 32).hex(), (bytes([0x20 + i]) * 32).hex(), name)
+    body = "%s\n1042\n%s\nscribe-ledger bucket manifest v1\ncluster %s test\ntime 1700000000002\nkey %s+%s+%s\nlist %s\n" % (
+        origin, b64(bytes([0x40]) * 32), CLUSTER.hex(), origin, key_id.hex(), b64(b"\1" + public), sha(text.encode()).hex())
+    line = "\u2014 %s %s\n" % (origin, b64(key_id + sign(seed, body.encode())[1]))
+    return (body + "\n" + line + "\n" + text).encode()
+
+
 if __name__ == "__main__":
     write("segment-1.seg", segment())
     write("pack-1.bin", pack())
@@ -240,8 +278,10 @@ if __name__ == "__main__":
     write("window-1.bin", window()[1][1])
     write("ledger-keys-1.bin", ledger_keys())
     write("key-command-1.bin", key_command())
+    write("archived-command-1.bin", archived_command())
     write("snapshot-2.bin", snapshot_with_keys())
     write("signed-1.bin", signed())
     write("node-key-1.bin", node_key())
     write("packed-1.seg.gz", packed())
+    write("bucket-manifest-1.txt", bucket_manifest())
     write("node-1.json", node_file())

@@ -1,0 +1,148 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"sync"
+	"time"
+)
+
+// Reading of objects. What a bucket gives is right, or it is one of two errors:
+// the object is not what it should be, or nobody can tell because the bucket
+// does not answer.
+
+var (
+	// errArchiveCorrupt: an object is missing, cut short, or holds other bytes.
+	errArchiveCorrupt = errors.New("archived object is damaged")
+	// errArchiveUnavailable: the bucket does not answer, or refuses.
+	errArchiveUnavailable = errors.New("the archive cannot be read now")
+)
+
+// archiveError is an object that could not be read. It wraps one of the two
+// errors above and not its cause: a missing object is no missing entry.
+type archiveError struct {
+	kind   error
+	object string // its key
+	cause  error
+}
+
+func (e *archiveError) Error() string {
+	return fmt.Sprintf("%v: object %s: %v", e.kind, e.object, e.cause)
+}
+
+func (e *archiveError) Unwrap() error { return e.kind }
+
+const (
+	objectPatience = 15 * time.Second // for one read
+	objectRest     = time.Second      // after a bucket did not answer, before it is asked again
+)
+
+// errNoBucket says that this node is not configured for what it is to read.
+var errNoBucket = errors.New("no bucket is configured")
+
+// objectReader reads objects of this cluster.
+type objectReader struct {
+	objects objectStore // nil: none is configured
+	ctx     context.Context
+	metrics *metrics
+
+	mu     sync.Mutex
+	down   *archiveError // how the last read ended if nothing was answered
+	until  time.Time     // nobody asks before
+	asking bool          // somebody finds out whether it is still so
+}
+
+// objectKey returns the key of the packed segment of that name.
+func (s *store) objectKey(name string) string {
+	return segmentKey(bucketFolder(s.o.objectPrefix, s.o.cluster), name)
+}
+
+// read returns size bytes of an object from offset from on.
+func (o *objectReader) read(key string, from, size int64) ([]byte, error) {
+	var b []byte
+	err := o.ask(key, func(ctx context.Context) (err error) {
+		b, err = o.objects.read(ctx, key, from, size)
+		if errors.Is(err, io.ErrUnexpectedEOF) { // did the object end, or a connection?
+			if n, serr := o.objects.size(ctx, key); serr != nil || n >= from+size {
+				err = fmt.Errorf("%v; it has %d bytes, %v", err, n, serr)
+			}
+		}
+		return err
+	})
+	o.metrics.cold.readBytes.add(uint64(len(b)))
+	return b, err
+}
+
+// size returns the size of an object.
+func (o *objectReader) size(key string) (n int64, err error) {
+	err = o.ask(key, func(ctx context.Context) (err error) {
+		n, err = o.objects.size(ctx, key)
+		return err
+	})
+	return n, err
+}
+
+// ask has do ask the bucket. While it does not answer, one caller at a time finds
+// out whether it does again, and the others are told at once.
+func (o *objectReader) ask(key string, do func(context.Context) error) error {
+	if o.objects == nil {
+		return &archiveError{errArchiveUnavailable, key, errNoBucket}
+	}
+	probe, err := o.enter(key)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(o.ctx, objectPatience)
+	defer cancel()
+	o.metrics.cold.reads.add(1)
+	err = do(ctx)
+	var failed *archiveError
+	switch {
+	case err == nil:
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, errPacked):
+		failed = damagedObject(key, err)
+	default:
+		failed = &archiveError{errArchiveUnavailable, key, err}
+		o.metrics.cold.unavailable.add(1)
+	}
+	o.leave(probe, failed)
+	if failed == nil {
+		return nil
+	}
+	return failed
+}
+
+// damagedObject returns the error of an object that is not what it should be.
+func damagedObject(key string, cause error) *archiveError {
+	return &archiveError{errArchiveCorrupt, key, cause}
+}
+
+// enter lets a caller ask the bucket, or says at once that it does not answer.
+func (o *objectReader) enter(key string) (probe bool, err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.down == nil {
+		return false, nil
+	}
+	if o.asking || time.Now().Before(o.until) {
+		return false, &archiveError{errArchiveUnavailable, key, o.down.cause}
+	}
+	o.asking = true
+	return true, nil
+}
+
+// leave notes whether the bucket answered.
+func (o *objectReader) leave(probe bool, failed *archiveError) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if probe {
+		o.asking = false
+	}
+	o.down = nil
+	if failed != nil && failed.kind == errArchiveUnavailable {
+		o.down, o.until = failed, time.Now().Add(objectRest)
+	}
+}
