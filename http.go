@@ -39,6 +39,7 @@ type serverNode interface {
 	mayServe() error
 	members() []memberInfo
 	seal(ctx context.Context) error
+	archive(ctx context.Context) (archiveResult, error)
 	transfer(ctx context.Context, to uint64) error
 	// changeMember is documented at node.changeMember.
 	changeMember(ctx context.Context, c *memberChange) error
@@ -62,6 +63,7 @@ type serverStore interface {
 	waitSize(ctx context.Context, n uint64) error
 	sealedFile(id string) (io.ReadSeekCloser, segmentInfo, error)
 	currentManifest() *manifest
+	objectKey(info segmentInfo) string
 	pendingInfo() (first, count, bytes uint64)
 	root(size uint64) (hash, error)
 	inclusion(seq, size uint64) ([]hash, error)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -97,7 +98,10 @@ func (s *server) gauge() {
 	m, st := s.o.metrics, s.node.status()
 	m.ledger.size.set(int64(st.size))
 	if st.manifest != nil {
+		_, stored := st.manifest.archived()
 		m.ledger.segments.set(int64(len(st.manifest.segments)))
+		m.archive.stored.set(int64(stored))
+		m.archive.waiting.set(int64(st.manifest.confirmed - stored))
 	}
 	_, pending, _ := s.store.pendingInfo()
 	m.ledger.pending.set(int64(pending))
@@ -285,6 +289,27 @@ func (s *server) seal(c *call) (reply, error) {
 	})
 }
 
+// archive brings all confirmed segments to the bucket. That may take hours: it goes on
+// as long as the client stays.
+func (s *server) archive(c *call) (reply, error) {
+	rc := http.NewResponseController(c.w)
+	rc.SetReadDeadline(time.Time{}) // a timeout would end r's context
+	rc.SetWriteDeadline(time.Time{})
+	if c.conn != nil {
+		c.conn.watch(true)
+		defer c.conn.watch(false)
+	}
+	ctx, cancel := context.WithCancel(c.r.Context())
+	defer cancel()
+	defer context.AfterFunc(s.closing, cancel)()
+	result, err := s.node.archive(ctx)
+	rc.SetWriteDeadline(time.Now().Add(s.limits.write))
+	if err != nil {
+		return reply{}, err
+	}
+	return encodeJSON(c, http.StatusOK, result)
+}
+
 // manifest answers with the sealed segments and what is not sealed yet.
 func (s *server) manifest(c *call) (reply, error) {
 	type segmentJSON struct {
@@ -310,7 +335,8 @@ func (s *server) manifest(c *call) (reply, error) {
 		j := segmentJSON{ID: g.id(), FirstSeq: g.first, Count: g.count, Size: g.size, Timestamp: string(appendTime(nil, g.time)),
 			Root: g.root.String(), SHA256: g.sum.String(), State: "local"}
 		if g.object != "" {
-			j.State, j.Object = "archived", &g.object
+			key := s.store.objectKey(*g)
+			j.State, j.Object = "archived", &key
 		}
 		segments = append(segments, j)
 	}

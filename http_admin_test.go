@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 )
@@ -25,6 +26,22 @@ func TestHealth(t *testing.T) {
 	s.check([]apiRow{{method: "GET", target: "/health", status: 503, in: `"leader":null`}, live,
 		{method: "GET", target: "/cluster/leader", status: 503, code: "no_leader", want: []string{"Retry-After: 1"}},
 		{method: "GET", target: "/cluster/status", status: 200, in: `"leader":null`}})
+}
+
+func TestArchiveCall(t *testing.T) {
+	s := newTestServer(t, nil)
+	s.f.archived = archiveResult{1, 3, 2, 70, 5}
+	call := apiRow{method: "POST", target: "/cluster/archive", status: 200,
+		in: `{"archived":1,"segments":3,"archived_segments":2,"ledger_size":70,"manifest_version":5}`}
+	s.check([]apiRow{call, {method: "GET", target: "/cluster/archive", status: 405, code: "method_not_allowed"}})
+	s.f.archiveErr = errNoBucket
+	s.check([]apiRow{{method: "POST", target: "/cluster/archive", status: 409, code: "no_bucket", in: "storage.s3.bucket"}})
+	s.f.archiveErr = fmt.Errorf("%w: s3: put b/k: AccessDenied", errArchive)
+	s.check([]apiRow{{method: "POST", target: "/cluster/archive", status: 503, code: "archive_unavailable", in: "AccessDenied", want: []string{"Retry-After: 1"}}})
+	s.f.archiveErr = errNoLeader
+	s.check([]apiRow{{method: "POST", target: "/cluster/archive", status: 503, code: "no_leader"}})
+	s.f.man.segments = []segmentInfo{{count: 1, object: "x.seg.gz"}}
+	s.check([]apiRow{{method: "GET", target: "/ledger/manifest", status: 200, in: `"state":"archived","object":"prefix/segments/x.seg.gz"`}})
 }
 
 func TestCluster(t *testing.T) {

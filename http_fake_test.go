@@ -44,6 +44,9 @@ type fakeLedger struct {
 	author   string
 	asyncs   chan func() // submitAsync runs here when not nil
 	segments map[string]segmentInfo
+	archived archiveResult // of archive, with archiveErr
+
+	archiveErr error
 
 	keys     []noteSigner // of the ledger; the last one signs
 	headFail error        // of signedHead
@@ -228,6 +231,12 @@ func (f *fakeLedger) lastContact() int64 { return f.state.contact }
 func (f *fakeLedger) mayServe() error { return nil }
 
 func (f *fakeLedger) members() []memberInfo { return f.list_ }
+
+func (f *fakeLedger) objectKey(info segmentInfo) string { return "prefix/segments/" + info.object }
+
+func (f *fakeLedger) archive(context.Context) (archiveResult, error) {
+	return f.archived, f.archiveErr
+}
 
 func (f *fakeLedger) seal(context.Context) error {
 	size := f.size()

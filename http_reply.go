@@ -52,6 +52,10 @@ func (s *server) explain(c *call, err error) *apiError {
 		return &apiError{status: 503, code: "removed", message: "this node was removed from the cluster and serves nothing until it is joined again"}
 	case errors.Is(err, errNoLeader):
 		return &apiError{status: 503, code: "no_leader", message: s.whoLeads() + "; nothing was applied", retry: true}
+	case errors.Is(err, errNoBucket):
+		return &apiError{status: 409, code: "no_bucket", message: err.Error()}
+	case errors.Is(err, errArchive):
+		return &apiError{status: 503, code: "archive_unavailable", message: err.Error(), retry: true}
 	case errors.Is(err, errOverloaded):
 		return &apiError{status: 429, code: "overloaded", message: "this node has no room for the request now; nothing was applied", retry: true}
 	case errors.Is(err, errDiskFull):

@@ -56,6 +56,7 @@ func (s *server) table() map[string]route {
 		"cluster/leave":      {routeCluster, m{"POST": s.leave}, ""},
 		"cluster/transfer":   {routeCluster, m{"POST": s.transfer}, ""},
 		"cluster/seal":       {routeCluster, m{"POST": s.seal}, ""},
+		"cluster/archive":    {routeCluster, m{"POST": s.archive}, ""},
 		"cluster/rotate-key": {routeCluster, m{"POST": s.rotateKey}, ""},
 		"ledger/manifest":    {routeLedger, m{"GET": s.manifest}, ""},
 		"ledger/entries":     {routeLedger, m{"GET": s.entries}, ""},

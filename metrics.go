@@ -124,6 +124,18 @@ type metrics struct {
 		sent     counter                                       `help:"Bytes of bodies sent to the bucket."`
 		received counter                                       `help:"Bytes of bodies received from the bucket."`
 	}
+	archive struct {
+		usable   gauge     `help:"1 while the bucket takes and gives what it should; 0 = it does not, or there is none."`
+		segments counter   `help:"Segments this node has archived."`
+		bytes    counter   `help:"Bytes of their files."`
+		packed   counter   `help:"Bytes of the objects that hold them."`
+		failed   counter   `help:"Tries to archive a segment that failed."`
+		wrong    gauge     `help:"Segments whose object in the bucket holds other bytes than its name says."`
+		waiting  gauge     `help:"Confirmed segments that are not in the bucket."`
+		stored   gauge     `help:"Segments that are in the bucket."`
+		entries  gauge     `help:"Entries in the newest bucket manifest that this node has written."`
+		seconds  histogram `help:"Time to pack, put, check and record a segment."`
+	}
 	follow struct {
 		streams gauge   `help:"Open streams that follow the ledger."`
 		entries counter `help:"Entries sent on streams that follow the ledger."`

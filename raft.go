@@ -38,6 +38,9 @@ import (
 //	raft_snapshot.go   snapshots; raft_fetch.go the segments they name
 //	raft_compact.go    which part of the Raft log is kept
 //	raft_witness.go    the witnesses that cosign checkpoints
+//	raft_archive.go    sealed segments on their way to the bucket;
+//	                   raft_archive_segment.go one of them,
+//	                   raft_archive_bucket.go what else lies in the bucket
 //	raft_peers.go      what the nodes know of each other
 //	raft_handover.go   handing over leadership
 //	raft_member.go     joining, leaving and voting; raft_move.go what a member
@@ -63,6 +66,7 @@ type node struct {
 	signer    headSigner
 	cosigner  headCosigner
 	collector headCollector
+	archiver  archiver
 	commits   sharedRounds[struct{}] // of hearCommit
 	ctx       context.Context        // ends when the node closes
 	cancel    context.CancelFunc
@@ -136,7 +140,7 @@ type nodeOptions struct {
 	objects      objectStore   // nil = nothing is archived
 	objectPrefix string        // "" or with a slash at its end
 	packLevel    int           // of compress/gzip; 0 = its default
-	archiveEvery time.Duration // between two looks for segments to archive and copies to drop
+	archiveEvery time.Duration // between two looks for segments to archive and copies to drop; 0 = archiveEvery
 	archiveAsked bool          // archive only when asked to
 	cacheSize    int64         // bytes of memory for what was read from objects
 	dropAge      time.Duration // see storeOptions
@@ -191,11 +195,14 @@ func openNode(o nodeOptions) (_ *node, err error) {
 	if n.o.space == nil {
 		n.o.space = statSpace
 	}
+	if n.o.archiveEvery == 0 {
+		n.o.archiveEvery = archiveEvery
+	}
 	if n.o.checkEvery == 0 {
 		n.o.checkEvery = checkEvery
 	}
 	n.packer.n, n.reads.n, n.fetches.n, n.streams.n = n, n, n, n
-	n.signer.n, n.cosigner.n, n.collector.n = n, n, n
+	n.signer.n, n.cosigner.n, n.collector.n, n.archiver.n = n, n, n, n
 	n.bodies.free = max(bodyBudget, 2*o.maxValueSize)
 	n.changing.init()
 	n.witnesses.init(&n.o)
@@ -384,6 +391,9 @@ func (n *node) startRaft() error {
 	n.done.Go(n.catchUp)
 	if len(n.o.witnesses) > 0 {
 		n.done.Go(n.witnessLoop)
+	}
+	if n.o.objects != nil {
+		n.done.Go(n.archiver.loop)
 	}
 	n.done.Go(n.checkSigned)
 	if servers := n.servers(); len(servers) == 1 && servers[0].ID == conf.LocalID {
@@ -692,6 +702,7 @@ func (n *node) internalRoutes() http.Handler {
 	m.HandleFunc("POST /seal", n.serveSeal)
 	m.HandleFunc("POST /shown", n.serveShown)
 	m.HandleFunc("POST /compare", n.serveCompare)
+	m.HandleFunc("POST /archive", n.serveArchive)
 	m.HandleFunc("POST /transfer", n.serveTransfer)
 	m.HandleFunc("GET /segments/{id}", n.serveSegment)
 	m.HandleFunc("GET /witnessed", n.serveWitnessed)

@@ -68,6 +68,13 @@ func (d *doorway) isShut() bool {
 	return d.shut
 }
 
+// busy tells whether a pack is on its way.
+func (d *doorway) busy() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.inside > 0
+}
+
 // handOver hands leadership to another node before this one stops, if it leads
 // and another can.
 func (n *node) handOver(ctx context.Context) {

@@ -272,6 +272,7 @@ func (n *node) status() nodeStatus {
 	s := nodeStatus{
 		clusterID: self.ClusterID, name: self.ClusterName, nodeID: self.NodeID, role: "forming", contact: -1,
 		size: n.store.size(), manifest: n.store.currentManifest(), diskFull: n.diskFull.Load(), noRoom: n.leaderFull(),
+		archive:   n.archiver.health(),
 		diskHangs: n.log.stalled(hangsAfter), storage: n.store.storageState(), signing: "ok", segments: n.fetches.state(),
 	}
 	if err := n.refused(); err != nil {

@@ -268,6 +268,11 @@ func (s *store) segmentPath(info segmentInfo) string {
 	return filepath.Join(s.o.dir, segmentDir, info.id()+segmentSuffix)
 }
 
+// objectKey returns the key of the object that holds an archived segment.
+func (s *store) objectKey(info segmentInfo) string {
+	return segmentKey(bucketFolder(s.o.objectPrefix, s.o.cluster), info.object)
+}
+
 // stop lets the apply goroutine go that waits for the disk: what it seals from
 // now on stays in memory, and in the Raft log.
 func (s *store) stop() {

@@ -1,0 +1,224 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+	"time"
+)
+
+// What a node looks for in the bucket before it archives, and what the leader
+// writes there beside segments: bucket manifests and live (manifest_bucket.go).
+
+const (
+	keptManifests     = 10      // bucket manifests; older ones go
+	maxForeign        = 10_000  // objects looked at for another cluster
+	maxBucketManifest = 1 << 30 // bytes
+	liveEvery         = time.Minute
+)
+
+// errForeignBucket says that the bucket holds another cluster of the same name.
+var errForeignBucket = errors.New("the bucket holds another cluster of this name")
+
+// probe finds out once whether the bucket can be used, and is this cluster's.
+func (a *archiver) probe(ctx context.Context) error {
+	if a.probed {
+		return nil
+	}
+	does, err := a.n.o.objects.probe(ctx, a.n.o.objectPrefix)
+	if err == nil {
+		err = a.foreign(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	a.probed = true
+	a.n.o.logger.Info("the archive is ready", "bucket", a.n.o.objects.String(), "folder", a.folder(), "check", does)
+	return nil
+}
+
+// errEnough ends a listing.
+var errEnough = errors.New("seen enough")
+
+// foreign returns errForeignBucket if the bucket has nothing of this cluster but a
+// manifest of another one of its name: who lost a cluster and started an empty one in
+// its place should hear of it before both lie side by side. A bucket that cannot be
+// listed, or has too much else in it, is believed.
+func (a *archiver) foreign(ctx context.Context) error {
+	prefix, folder, key := a.n.o.objectPrefix, "", ""
+	own, err := a.firstKey(ctx, a.folder(), func(string) bool { return true })
+	if err == nil && own == "" {
+		key, err = a.firstKey(ctx, prefix, func(key string) bool {
+			id, _, _ := strings.Cut(strings.TrimPrefix(key, prefix), "/")
+			cluster, err := parseClusterID(id)
+			folder = bucketFolder(prefix, cluster)
+			return err == nil && strings.HasPrefix(key, folder+manifestsFolder)
+		})
+	}
+	if err != nil || key == "" {
+		return nil
+	}
+	m, err := a.readManifest(ctx, folder, key)
+	if err != nil || m.name != a.n.self.Load().ClusterName {
+		return nil
+	}
+	return fmt.Errorf("%w: %s/%s is of cluster %s, named %s, this is cluster %s: restore that one, or set another storage.s3.prefix",
+		errForeignBucket, a.n.o.objects, key, m.cluster, m.name, a.n.self.Load().cluster)
+}
+
+// firstKey returns the first key below prefix that is wanted, "" if none of the
+// first ones is.
+func (a *archiver) firstKey(ctx context.Context, prefix string, wanted func(key string) bool) (found string, err error) {
+	left := maxForeign
+	err = a.n.o.objects.list(ctx, prefix, func(key string, _ int64) error {
+		if wanted(key) {
+			found = key
+			return errEnough
+		}
+		if left--; left == 0 {
+			return errEnough
+		}
+		return nil
+	})
+	if errors.Is(err, errEnough) {
+		err = nil
+	}
+	return found, err
+}
+
+// readManifest reads the bucket manifest of that key.
+func (a *archiver) readManifest(ctx context.Context, folder, key string) (*bucketManifest, error) {
+	_, sum, ok := parseBucketManifestKey(folder, key)
+	if !ok {
+		return nil, fmt.Errorf("%w: no manifest has the key %s", errBucketManifest, key)
+	}
+	size, err := a.n.o.objects.size(ctx, key)
+	if err != nil || size > maxBucketManifest {
+		return nil, fmt.Errorf("%s: %d bytes: %w", key, size, errors.Join(err, errBucketManifest))
+	}
+	b, err := a.n.o.objects.read(ctx, key, 0, size)
+	if err != nil {
+		return nil, err
+	}
+	if got := hash(sha256.Sum256(b)); got != sum {
+		return nil, fmt.Errorf("%w: %s has SHA-256 %s", errBucketManifest, key, got)
+	}
+	return parseBucketManifest(b)
+}
+
+// liveObject is what live holds.
+type liveObject struct {
+	ClusterID string `json:"cluster_id"`
+	NodeID    uint64 `json:"node_id"`
+	HTTP      string `json:"http"`
+	Time      int64  `json:"time"` // Unix ms
+}
+
+// live says in the bucket that this cluster has a leader, so that nobody rebuilds it
+// elsewhere meanwhile.
+func (a *archiver) live(ctx context.Context) error {
+	if time.Since(a.lived) < min(liveEvery, a.n.o.archiveEvery) {
+		return nil
+	}
+	self := a.n.self.Load()
+	b, err := json.Marshal(liveObject{self.ClusterID, self.NodeID, a.n.o.httpURL, a.n.o.now().UnixMilli()})
+	if err == nil {
+		err = a.n.o.objects.replace(ctx, a.folder()+liveName, append(b, '\n'))
+	}
+	if err == nil {
+		a.lived = time.Now()
+	}
+	return err
+}
+
+// publishedManifest is what the newest bucket manifest that this node has written
+// was made of.
+type publishedManifest struct {
+	size uint64
+	key  publicKey
+}
+
+// publish writes a bucket manifest over the segments that are archived without a
+// gap, if there are more than in the last one or the ledger has another key. A crash
+// leaves the older ones, or a new one whole.
+func (a *archiver) publish(ctx context.Context) error {
+	m, keys := a.n.store.manifest.Load(), a.n.keys()
+	prefix, _ := m.archived()
+	if prefix == 0 || keys == nil {
+		return nil
+	}
+	now := publishedManifest{m.segments[prefix-1].end(), keys.public()}
+	if a.published == now {
+		return nil
+	}
+	b, err := a.signManifest(ctx, m.segments[:prefix], now.size)
+	if err != nil {
+		return fmt.Errorf("bucket manifest over %d entries: %w", now.size, err)
+	}
+	key := bucketManifestKey(a.folder(), now.size, sha256.Sum256(b))
+	if err := a.n.store.step("put manifest", func() error { return a.putManifest(ctx, key, b) }); err != nil {
+		return err
+	}
+	a.published = now
+	a.n.o.metrics.archive.entries.set(int64(now.size))
+	a.n.o.logger.Info("bucket manifest written", "entries", now.size, "segments", prefix, "object", key)
+	a.prune(ctx, key)
+	return nil
+}
+
+// signManifest makes the bucket manifest over size entries. It is signed after a
+// checkpoint of this node that has at least as many: a node whose tree does not go on
+// from what it signed signs no manifest either.
+func (a *archiver) signManifest(ctx context.Context, segments []segmentInfo, size uint64) ([]byte, error) {
+	head, err := a.n.signer.head(ctx, size)
+	if err != nil {
+		return nil, err
+	}
+	root, err := a.n.root(size)
+	if err != nil {
+		return nil, err
+	}
+	self := a.n.self.Load()
+	m := &bucketManifest{root: root, cluster: self.cluster, name: self.ClusterName, time: a.n.o.now().UnixMilli(), segments: segments}
+	for _, f := range head.keys.former {
+		m.former = append(m.former, f.handOver)
+	}
+	return m.sign(head.keys.signer), nil
+}
+
+// putManifest puts a bucket manifest and reads it back.
+func (a *archiver) putManifest(ctx context.Context, key string, b []byte) error {
+	err := a.n.o.objects.put(ctx, key, bytes.NewReader(b), int64(len(b)), sha256.Sum256(b))
+	if err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	got, err := a.n.o.objects.read(ctx, key, 0, int64(len(b)))
+	if err == nil && !bytes.Equal(got, b) {
+		err = fmt.Errorf("%s/%s: what was read back differs from what was put: %w", a.n.o.objects, key, errBucketManifest)
+	}
+	return err
+}
+
+// prune removes old bucket manifests, but never the one of that key. A bucket that
+// lets nobody remove anything keeps them.
+func (a *archiver) prune(ctx context.Context, newest string) {
+	var keys []string
+	err := a.n.o.objects.list(ctx, a.folder()+manifestsFolder, func(key string, _ int64) error {
+		if _, _, ok := parseBucketManifestKey(a.folder(), key); ok && key != newest {
+			keys = append(keys, key)
+		}
+		return nil
+	})
+	for len(keys) >= keptManifests && err == nil {
+		err = a.n.o.objects.remove(ctx, keys[0])
+		keys = keys[1:]
+	}
+	if err != nil {
+		a.n.o.logger.Debug("removing old bucket manifests", "error", err)
+	}
+}
