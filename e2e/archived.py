@@ -99,7 +99,7 @@ def wait_cold(nodes, share=0.95, timeout=60):
 class Written:
     """Entries of all kinds and what they hold, in the order of the ledger."""
 
-    def __init__(self, test, node, count=3000, large=200_000, seed=1):
+    def __init__(self, test, node, count=3000, large=700_000, seed=1):
         self.test, self.rng = test, random.Random(seed)
         self.entries = {}  # seq -> (key, value, operation)
         self.first = node.size()
@@ -110,12 +110,13 @@ class Written:
         self.last = node.size()
 
     def lines(self, node, count):
-        """count values of about 150 bytes under a third as many keys, by one batch."""
-        values = [self.rng.randbytes(50 + self.rng.randrange(50)).hex() for _ in range(count)]
-        body = b"".join(json.dumps({"op": "put", "key": f"k{i % (count // 3)}", "value": v}).encode() + b"\n" for i, v in enumerate(values))
-        answers = self.test.expect(node.post("/batch", body, NDJSON), 200).lines()
-        for entry, value in zip(answers, values, strict=True):
-            self.note(entry, value.encode())
+        """count values of about 150 bytes under a third as many keys, by batches that a segment or two come from."""
+        for start in range(0, count, 300):
+            values = {i: self.rng.randbytes(50 + self.rng.randrange(50)).hex() for i in range(start, min(start + 300, count))}
+            body = b"".join(json.dumps({"op": "put", "key": f"k{i % (count // 3)}", "value": v}).encode() + b"\n" for i, v in values.items())
+            answers = self.test.expect(node.post("/batch", body, NDJSON), 200).lines()
+            for entry, value in zip(answers, values.values(), strict=True):
+                self.note(entry, value.encode())
 
     def note(self, entry, value):
         self.entries[entry["seq"]] = entry["key"], value, entry["op"]
@@ -153,8 +154,8 @@ class Written:
         """Parts of a value over several members, and of a segment."""
         test = self.test
         value = next(v for k, v, _ in self.entries.values() if k == "large")
-        part = test.expect(node.get("/large", headers={"Range": "bytes=99990-150009"}), 206)
-        test.assertEqual(part.body, value[99990:150010])
+        part = test.expect(node.get("/large", headers={"Range": "bytes=199990-550009"}), 206)
+        test.assertEqual(part.body, value[199990:550010])
         for segment in segments(node):
             whole = test.expect(node.get("/ledger/segments/" + segment["id"]), 200)
             test.assertEqual((sha256(whole.body), whole.headers["ETag"]), (segment["sha256"], f'"{segment["sha256"]}"'))

@@ -1,19 +1,15 @@
 """A ledger that lies in a bucket, on both servers: all calls over cold data, kills while archiving and dropping, a server
 that is down, objects that are damaged or gone."""
 
-import os
 import random
 import shutil
 import threading
 import time
-import unittest
 
 import helpers
-import truth
-from archived import SEGMENT, Bucketed, Written, check_tools, segments, wait_cold
-from helpers import LONG, NDJSON, raw_path, sha256, wait_for
-from load import ACKED, Load
-from test_contract import flip
+from archived import Bucketed, Written, check_tools, segments, wait_cold
+from helpers import LONG, wait_for
+from load import Load
 from truth import check
 
 

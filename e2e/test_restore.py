@@ -5,7 +5,7 @@ import pathlib
 import shutil
 
 import helpers
-from archived import Bucketed, Written, check_tools, segments, wait_cold
+from archived import Bucketed, Written, check_tools
 from helpers import cli, wait_for
 from load import Load
 from truth import check
