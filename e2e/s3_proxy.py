@@ -34,6 +34,7 @@ class Proxy:
 
         self.listener = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.listener.daemon_threads = True
+        self.listener.handle_error = lambda *_: None  # a node that is killed
         self.port = self.listener.server_port
         self.url = f"http://127.0.0.1:{self.port}"
         threading.Thread(target=self.listener.serve_forever, args=(0.05,), daemon=True).start()
