@@ -519,7 +519,7 @@ func checkStore(t testing.TB, s *store) {
 	newest := make(map[string]header)
 	var tree compactTree
 	for _, info := range s.durable.Load().segments {
-		f, err := openSegmentFile(s.segmentPath(info))
+		f, err := s.openAnew(info)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -545,6 +545,14 @@ func checkStore(t testing.TB, s *store) {
 			t.Errorf("root of %d entries is %s, the files give %s, error %v", tree.size, root, tree.root(), err)
 		}
 	}
+}
+
+// openAnew opens a segment where its bytes are: its file, unless it is cold.
+func (s *store) openAnew(info segmentInfo) (*segmentFile, error) {
+	if s.isCold(info.first) {
+		return s.openCold(info)
+	}
+	return s.openSegment(info)
 }
 
 // segmentFiles reads all segment files below dir, by name.

@@ -22,6 +22,7 @@ type harness struct {
 	t     testing.TB
 	dir   string
 	fault func(step string) error // for the next open
+	tune  func(*storeOptions)     // the same
 
 	store  *store
 	fsm    *fsm
@@ -50,10 +51,14 @@ func newHarness(t testing.TB) *harness {
 
 // options are those with which open opens the store.
 func (h *harness) options() storeOptions {
-	return storeOptions{
+	o := storeOptions{
 		dir: h.dir, cluster: testClusterID, logger: testLogger(h.t), metrics: newMetrics(), fault: h.fault,
 		fatal: func(err error) { h.fatal.CompareAndSwap(nil, &err) },
 	}
+	if h.tune != nil {
+		h.tune(&o)
+	}
+	return o
 }
 
 // open opens the store at D and replays the log behind it.

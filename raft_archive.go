@@ -40,12 +40,8 @@ const (
 	wrongObjectWait  = time.Hour   // before an object with wrong bytes is looked at again unasked
 )
 
-var (
-	// errNoBucket: nothing can be archived because no bucket is configured.
-	errNoBucket = errors.New("no bucket is configured: storage.s3.bucket is empty")
-	// errArchive is wrapped by the reason why the bucket did not take everything.
-	errArchive = errors.New("archive unavailable")
-)
+// errArchive is wrapped by the reason why the bucket did not take everything.
+var errArchive = errors.New("archive unavailable")
 
 // archiver is what a node has to do with the bucket.
 type archiver struct {

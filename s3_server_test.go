@@ -60,7 +60,8 @@ type s3ServerVersion struct {
 	id      string
 	body    []byte
 	sum     string // x-amz-checksum-sha256
-	deleted bool   // a delete marker
+	md5     [md5.Size]byte
+	deleted bool // a delete marker
 	until   time.Time
 	at      time.Time
 }
@@ -161,7 +162,7 @@ func (s *s3Server) newest(key, id string) *s3ServerVersion {
 // store adds a version, or replaces the only one; mu is held.
 func (s *s3Server) store(key string, v *s3ServerVersion) {
 	s.serial++
-	v.id, v.at = "v"+strconv.Itoa(s.serial), s.clock()
+	v.id, v.at, v.md5 = "v"+strconv.Itoa(s.serial), s.clock(), md5.Sum(v.body)
 	if !s.versioned {
 		v.id = ""
 		s.objects[key] = nil
@@ -482,7 +483,7 @@ func (s *s3Server) servePut(a *s3Answer, r *http.Request, key string, body []byt
 
 // describe sets the headers that say what an object is.
 func (s *s3Server) describe(a *s3Answer, v *s3ServerVersion) {
-	a.Header().Set("ETag", fmt.Sprintf("%q", fmt.Sprintf("%x", md5.Sum(v.body))))
+	a.Header().Set("ETag", fmt.Sprintf("%q", fmt.Sprintf("%x", v.md5)))
 	a.Header().Set("Last-Modified", v.at.UTC().Format(http.TimeFormat))
 	if v.id != "" {
 		a.Header().Set("X-Amz-Version-Id", v.id)
@@ -628,7 +629,7 @@ func (s *s3Server) serveList(a *s3Answer, query map[string]string) *s3Wrong {
 	for _, name := range names {
 		v := s.newest(name, "")
 		body += fmt.Sprintf("<Contents><Key>%s</Key><Size>%d</Size><ETag>&quot;%x&quot;</ETag><LastModified>%s</LastModified></Contents>",
-			serverEncode(name, true), len(v.body), md5.Sum(v.body), v.at.UTC().Format(time.RFC3339))
+			serverEncode(name, true), len(v.body), v.md5, v.at.UTC().Format(time.RFC3339))
 	}
 	a.WriteHeader(200)
 	io.WriteString(a, body+"</ListBucketResult>")

@@ -197,7 +197,8 @@ func (s *store) openCold(info segmentInfo) (*segmentFile, error) {
 
 // openRecord opens the cold segment that r is the record of.
 func (s *store) openRecord(info segmentInfo, r *coldRecord) (*segmentFile, error) {
-	key := s.objectKey(r.object)
+	info.object = r.object
+	key := s.objectKey(info)
 	src := &coldBytes{r, &s.cold, key}
 	f, err := openSegmentBytes(src, key, int64(info.size))
 	if err != nil {
@@ -235,7 +236,7 @@ func (s *store) copyObject(info segmentInfo, w io.Writer) error {
 	if err != nil {
 		return err
 	}
-	src := &coldBytes{&coldRecord{object: info.object, table: t}, &s.cold, s.objectKey(info.object)}
+	src := &coldBytes{&coldRecord{object: info.object, table: t}, &s.cold, s.objectKey(info)}
 	_, err = io.CopyBuffer(w, src.section(0, t.size, false), make([]byte, 256<<10))
 	return err
 }
@@ -243,7 +244,7 @@ func (s *store) copyObject(info segmentInfo, w io.Writer) error {
 // readTable reads the table of the object of a segment and checks it against the
 // object's name and size: two requests.
 func (s *store) readTable(info segmentInfo) (*gzipTable, error) {
-	key := s.objectKey(info.object)
+	key := s.objectKey(info)
 	size, err := s.cold.size(key)
 	if err != nil {
 		return nil, err
@@ -276,7 +277,7 @@ func (s *store) readColdRecord(info segmentInfo) (*coldRecord, error) {
 		return nil, err
 	}
 	r := &coldRecord{header: make([]byte, segmentHeaderSize), footer: make([]byte, segmentFooterSize), object: info.object, table: t}
-	src := &coldBytes{r, &s.cold, s.objectKey(info.object)}
+	src := &coldBytes{r, &s.cold, s.objectKey(info)}
 	if err := src.fill(r.footer, t.size-segmentFooterSize); err != nil {
 		return nil, err
 	}

@@ -96,7 +96,7 @@ func (s *store) drop(info segmentInfo) error {
 	}
 	if err == nil {
 		s.o.metrics.cold.dropped.add(1)
-		s.o.logger.Info("local copy of a segment removed", "segment", info.id(), "bytes", info.size, "object", s.objectKey(info.object))
+		s.o.logger.Info("local copy of a segment removed", "segment", info.id(), "bytes", info.size, "object", s.objectKey(info))
 	}
 	return err
 }
@@ -194,7 +194,7 @@ func (s *store) refetchCold(info segmentInfo, damaged bool) error {
 			return err
 		}
 		s.o.logger.Error("the object of a segment is damaged; this node has the segment from another one, and keeps it",
-			"segment", info.id(), "object", s.objectKey(info.object))
+			"segment", info.id(), "object", s.objectKey(info))
 	}
 	return s.isBack(info)
 }

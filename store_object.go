@@ -19,6 +19,8 @@ var (
 	errArchiveCorrupt = errors.New("archived object is damaged")
 	// errArchiveUnavailable: the bucket does not answer, or refuses.
 	errArchiveUnavailable = errors.New("the archive cannot be read now")
+	// errNoBucket: nothing can be archived, or read, because no bucket is configured.
+	errNoBucket = errors.New("no bucket is configured: storage.s3.bucket is empty")
 )
 
 // archiveError is an object that could not be read. It wraps one of the two
@@ -40,9 +42,6 @@ const (
 	objectRest     = time.Second      // after a bucket did not answer, before it is asked again
 )
 
-// errNoBucket says that this node is not configured for what it is to read.
-var errNoBucket = errors.New("no bucket is configured")
-
 // objectReader reads objects of this cluster.
 type objectReader struct {
 	objects objectStore // nil: none is configured
@@ -55,16 +54,14 @@ type objectReader struct {
 	asking bool          // somebody finds out whether it is still so
 }
 
-// objectKey returns the key of the packed segment of that name.
-func (s *store) objectKey(name string) string {
-	return segmentKey(bucketFolder(s.o.objectPrefix, s.o.cluster), name)
-}
-
 // read returns size bytes of an object from offset from on.
 func (o *objectReader) read(key string, from, size int64) ([]byte, error) {
 	var b []byte
 	err := o.ask(key, func(ctx context.Context) (err error) {
 		b, err = o.objects.read(ctx, key, from, size)
+		if err == nil && int64(len(b)) != size {
+			err = fmt.Errorf("%w: got %d bytes from byte %d, want %d", errPacked, len(b), from, size)
+		}
 		if errors.Is(err, io.ErrUnexpectedEOF) { // did the object end, or a connection?
 			if n, serr := o.objects.size(ctx, key); serr != nil || n >= from+size {
 				err = fmt.Errorf("%v; it has %d bytes, %v", err, n, serr)

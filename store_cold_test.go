@@ -1,0 +1,425 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+)
+
+// testBucket returns a strict S3 and the store's view of it.
+func testBucket(t *testing.T) (*s3Server, objectStore) {
+	t.Helper()
+	s := newS3Server(t)
+	return s, bucketStore{newS3Test(t, s, func(o *s3Options) { o.retries = 0 })}
+}
+
+// useObjects opens the store anew over a bucket.
+func (h *harness) useObjects(o objectStore, cacheSize int64) {
+	h.t.Helper()
+	h.tune = func(so *storeOptions) { so.objects, so.objectPrefix, so.cacheSize = o, "a/b/", cacheSize }
+	h.reopen()
+}
+
+// upload puts every confirmed segment into the bucket, as the leader does, and
+// commits that it is there.
+func (h *harness) archiveAll(s *s3Server) {
+	h.t.Helper()
+	h.confirm()
+	for _, info := range h.store.manifest.Load().shown() {
+		if info.object != "" {
+			continue
+		}
+		b := readFile(h.t, h.store.segmentPath(info))
+		var packed bytes.Buffer
+		table, err := packSegment(&packed, bytes.NewReader(b), int64(len(b)), 6)
+		if err != nil {
+			h.t.Fatal(err)
+		}
+		name := packedName(info.first, table.sum())
+		info.object = name
+		s.set(h.store.objectKey(info), packed.Bytes())
+		h.commit(appendArchived(nil, info.first, name))
+	}
+}
+
+// dropAll removes the local copies of all archived segments.
+func (h *harness) dropAll() {
+	h.t.Helper()
+	for _, info := range h.store.manifest.Load().shown() {
+		if err := h.store.drop(info); err != nil {
+			h.t.Fatal(err)
+		}
+		if _, err := os.Stat(h.store.segmentPath(info)); err == nil {
+			h.t.Fatalf("segment %s is dropped and still there", info.id())
+		}
+	}
+}
+
+// coldHarness returns a store whose segments are all cold but the pending one,
+// its bucket, and a store of the same log whose segments are all local.
+func coldHarness(t *testing.T) (h, warm *harness, s *s3Server) {
+	t.Helper()
+	h, warm = newHarness(t), newHarness(t)
+	s, objects := testBucket(t)
+	h.useObjects(objects, 64<<20)
+	r := rand.New(rand.NewPCG(1, 2))
+	for range 4 {
+		for i := range 60 {
+			switch i % 20 {
+			case 7:
+				h.do(deleteRequest(fmt.Sprint("key-", r.IntN(30))))
+			case 13:
+				h.put(fmt.Sprint("big-", r.IntN(3)), randomText(r, 300_000+r.IntN(500_000)))
+			default:
+				h.put(fmt.Sprint("key-", r.IntN(30)), randomText(r, r.IntN(2000)))
+			}
+		}
+		h.sealNow()
+	}
+	h.archiveAll(s)
+	h.put("pending", "value")
+	warm.fsm.ApplyBatch(h.log)
+	warm.settle()
+	h.settle()
+	h.dropAll()
+	s.requests()
+	return h, warm, s
+}
+
+// randomText returns n bytes that cannot be packed.
+func randomText(r *rand.Rand, n int) string {
+	b := make([]byte, n)
+	for i := range b {
+		b[i] = byte(r.Uint32())
+	}
+	return string(b)
+}
+
+// sameReads compares everything that can be read of two stores.
+func sameReads(t *testing.T, got, want *store) {
+	t.Helper()
+	if got.size() != want.size() {
+		t.Fatalf("%d entries, want %d", got.size(), want.size())
+	}
+	keys := make(map[string]bool)
+	for seq := range want.size() {
+		a, err := got.entryAt(seq)
+		b, berr := want.entryAt(seq)
+		if err != nil || berr != nil {
+			t.Fatalf("entry %d: %v, %v", seq, err, berr)
+		}
+		if !bytes.Equal(a.raw, b.raw) || a.leaf != b.leaf || valueOf(t, &a) != valueOf(t, &b) {
+			t.Fatalf("entry %d differs", seq)
+		}
+		at := selector{version: b.version}
+		if c, err := got.get(b.key, at); b.op == opPut && (err != nil || valueOf(t, &c) != valueOf(t, &b)) {
+			t.Fatalf("version %d of %q: %v", b.version, b.key, err)
+		}
+		keys[string(b.key)] = true
+	}
+	for key := range keys {
+		a, _, err := got.history([]byte(key), noSeq, 1000)
+		b, _, berr := want.history([]byte(key), noSeq, 1000)
+		if err != nil || berr != nil || len(a) != len(b) || !bytes.Equal(a[len(a)-1].raw, b[len(b)-1].raw) {
+			t.Fatalf("history of %q: %d versions, want %d, %v, %v", key, len(a), len(b), err, berr)
+		}
+	}
+	a, _, err := got.list(nil, nil, 1000)
+	b, _, berr := want.list(nil, nil, 1000)
+	if err != nil || berr != nil || len(a) != len(b) {
+		t.Fatalf("%d keys, want %d, %v, %v", len(a), len(b), err, berr)
+	}
+	for _, info := range want.manifest.Load().segments {
+		sameSegment(t, got, want, info)
+	}
+}
+
+// sameSegment compares the bytes and the headers of a sealed segment.
+func sameSegment(t *testing.T, got, want *store, info segmentInfo) {
+	t.Helper()
+	f, err := got.segment(info)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all, err := io.ReadAll(f.src.section(0, f.size, false))
+	if err != nil || !bytes.Equal(all, readFile(t, want.segmentPath(info))) {
+		t.Fatalf("segment %s: %d bytes, %v", info.id(), len(all), err)
+	}
+	raws, err := got.headersFrom(info.first, info.end())
+	if err != nil || len(raws) != int(info.count) {
+		t.Fatalf("segment %s: %d headers, %v", info.id(), len(raws), err)
+	}
+}
+
+func TestColdReads(t *testing.T) {
+	t.Parallel()
+	h, warm, s := coldHarness(t)
+	sameReads(t, h.store, warm.store)
+	h.reopen()
+	if n := len(s.requests()); n == 0 {
+		t.Error("nothing was asked of the bucket")
+	}
+	for _, info := range h.store.manifest.Load().segments {
+		if !h.store.isCold(info.first) {
+			t.Errorf("segment %s is not cold after a restart", info.id())
+		}
+	}
+	s.requests()
+	sameReads(t, h.store, warm.store)
+	h.useObjects(h.store.o.objects, 0) // without a cache
+	sameReads(t, h.store, warm.store)
+	checkStore(t, h.store)
+}
+
+// TestColdAtOnce: many readers of the same segments ask the bucket once for each member.
+func TestColdAtOnce(t *testing.T) {
+	t.Parallel()
+	h, warm, s := coldHarness(t)
+	var readers sync.WaitGroup
+	for range 8 {
+		readers.Go(func() {
+			for seq := range warm.store.size() {
+				a, err := h.store.entryAt(seq)
+				if err != nil {
+					t.Errorf("entry %d: %v", seq, err)
+					return
+				}
+				if _, err := io.Copy(io.Discard, io.NewSectionReader(a.value, 0, int64(a.header.size))); err != nil {
+					t.Errorf("entry %d: %v", seq, err)
+				}
+			}
+		})
+	}
+	readers.Wait()
+	asked := make(map[string]bool)
+	for _, r := range s.requests() {
+		if asked[r.key+r.part] {
+			t.Errorf("%s of %s was asked for twice", r.part, r.key)
+		}
+		asked[r.key+r.part] = true
+	}
+	members := 0
+	for _, info := range h.store.manifest.Load().segments {
+		_, n := gzipMembers(int64(info.size))
+		members += n
+	}
+	if len(asked) > members {
+		t.Errorf("%d requests for %d members", len(asked), members)
+	}
+}
+
+// TestColdGet: what a small value of a large segment costs.
+func TestColdGet(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	s, objects := testBucket(t)
+	h.useObjects(objects, 64<<20)
+	r := newRand(t)
+	want := make(map[string]string)
+	filler := randomText(r, 4<<20) // beyond what gzip looks back
+	for i := 0; h.store.pending.bytes < 64<<20; {
+		var all []*request
+		for ; len(all) < 256; i++ {
+			key, value := fmt.Sprint("key-", i), filler[i*3900%(4<<20-4096):][:3900]
+			if i%97 == 0 {
+				value = randomText(r, 100)
+				want[key] = value
+			}
+			all = append(all, putRequest(key, value))
+		}
+		h.do(all...)
+	}
+	h.sealNow()
+	h.archiveAll(s)
+	h.dropAll()
+	s.requests()
+	n, most := 0, 0
+	for key, value := range want {
+		if n++; n > 40 {
+			break
+		}
+		h.reopen() // forgets what it read
+		s.requests()
+		for again := range 2 {
+			e, err := h.store.get([]byte(key), selector{})
+			if err != nil || valueOf(t, &e) != value {
+				t.Fatalf("get %s: %v", key, err)
+			}
+			seen, sent := s.requests(), 0
+			for _, q := range seen {
+				sent += q.sent
+			}
+			most = max(most, sent)
+			if again == 0 && (len(seen) > 2 || sent > 512<<10) || again == 1 && len(seen) > 0 {
+				t.Errorf("get %s, time %d: %d requests, %d bytes", key, again, len(seen), sent)
+			}
+		}
+	}
+	t.Logf("a cold GET of 100 bytes moves at most %d bytes", most)
+}
+
+// brokenObjects is a bucket whose reads are altered.
+type brokenObjects struct {
+	objectStore
+	alter func(key string, from int64, b []byte) ([]byte, error)
+}
+
+func (o *brokenObjects) read(ctx context.Context, key string, from, size int64) ([]byte, error) {
+	b, err := o.objectStore.read(ctx, key, from, size)
+	if err != nil {
+		return nil, err
+	}
+	return o.alter(key, from, b)
+}
+
+// TestColdUnavailable: without the bucket the node starts, takes writes and
+// serves what is here; what is there answers that it is not to be had, and is
+// there again when the bucket is.
+func TestColdUnavailable(t *testing.T) {
+	t.Parallel()
+	h, warm, _ := coldHarness(t)
+	good := h.store.o.objects
+	down := true
+	var mu sync.Mutex
+	h.useObjects(&brokenObjects{good, func(_ string, _ int64, b []byte) ([]byte, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if down {
+			return nil, errors.New("no route to host")
+		}
+		return b, nil
+	}}, 64<<20)
+	for range 3 {
+		_, err := h.store.entryAt(3)
+		wantError(t, err, errArchiveUnavailable, "no route to host", "segments/0000")
+		if errors.Is(err, errCorrupt) || errors.Is(err, errNotFound) || errors.Is(err, os.ErrNotExist) {
+			t.Errorf("error is %v", err)
+		}
+	}
+	h.put("while it is down", "value")
+	h.sealNow()
+	if e, err := h.store.get([]byte("while it is down"), selector{}); err != nil || valueOf(t, &e) != "value" {
+		t.Errorf("local entry: %v", err)
+	}
+	mu.Lock()
+	down = false
+	mu.Unlock()
+	eventually(t, "the bucket is not asked again", func() bool { _, err := h.store.entryAt(3); return err == nil })
+	warm.fsm.ApplyBatch(h.log)
+	warm.settle()
+	sameReads(t, h.store, warm.store)
+}
+
+// TestColdDamaged: whatever a bucket gives in place of what was put, nothing of
+// it is served, and the error names the object.
+func TestColdDamaged(t *testing.T) {
+	t.Parallel()
+	h, warm, _ := coldHarness(t)
+	r := newRand(t)
+	o := &brokenObjects{objectStore: h.store.o.objects}
+	h.useObjects(o, 0)
+	var last []byte
+	reads := 0
+	o.alter = func(_ string, _ int64, b []byte) ([]byte, error) {
+		reads++
+		defer func(good []byte) { last = good }(bytes.Clone(b))
+		switch r.IntN(4) {
+		case 0:
+			b[r.IntN(len(b))] ^= 1 << r.IntN(8)
+		case 1:
+			return b[:r.IntN(len(b))], nil
+		case 2:
+			n := r.IntN(len(b))
+			clear(b[n:])
+			b[n] ^= 0xff
+		case 3:
+			if bytes.Equal(last, b) || len(last) == 0 {
+				b[0] ^= 1
+			}
+			copy(b, last)
+		}
+		return b, nil
+	}
+	for good := 0; reads < rounds(t, 1000); {
+		seq := r.Uint64N(warm.store.size() - 1)
+		h.store.scrub.mu.Lock()
+		clear(h.store.scrub.damages)
+		h.store.scrub.mu.Unlock()
+		e, err := h.store.entryAt(seq)
+		if err == nil && good < 10 { // a flip in what gzip does not need
+			good++
+			b, _ := warm.store.entryAt(seq)
+			if !bytes.Equal(e.raw, b.raw) {
+				t.Fatalf("entry %d is served with other bytes", seq)
+			}
+			continue
+		}
+		if !errors.Is(err, errArchiveCorrupt) && !errors.Is(err, errArchiveUnavailable) || errors.Is(err, errCorrupt) || !strings.Contains(err.Error(), "segments/0000") {
+			t.Fatalf("entry %d: %v", seq, err)
+		}
+	}
+	t.Logf("%d reads altered", reads)
+}
+
+// adopt installs a snapshot of from, leaving what is archived in the bucket.
+func (h *harness) adopt(from *harness) error {
+	h.fsm.fetch = func(s *snapshot) ([]fetchedSegment, error) {
+		var got []fetchedSegment
+		for _, info := range s.segments {
+			if info.first < h.store.durable.Load().at.size {
+				continue
+			}
+			f, err := h.store.adoptCold(context.Background(), info)
+			if info.object == "" {
+				f, err = h.store.fetchSegment(info, copyFile(from.store.segmentPath(info)))
+			}
+			if err != nil {
+				return nil, err
+			}
+			got = append(got, f)
+		}
+		return got, nil
+	}
+	return h.fsm.Restore(io.NopCloser(bytes.NewReader(from.snapshot())))
+}
+
+// TestAdoptCold: a node that has nothing takes over a ledger that is in the
+// bucket, and moves little of it.
+func TestAdoptCold(t *testing.T) {
+	t.Parallel()
+	h, warm, s := coldHarness(t)
+	h.sealNow() // D has the objects now
+	warm.fsm.ApplyBatch(h.log)
+	warm.settle()
+	newcomer := newHarness(t)
+	newcomer.useObjects(h.store.o.objects, 64<<20)
+	s.requests()
+	if err := newcomer.adopt(h); err != nil {
+		t.Fatal(err)
+	}
+	newcomer.log = h.log
+	sent, total := 0, 0
+	for _, q := range s.requests() {
+		sent += q.sent
+	}
+	segments := newcomer.store.durable.Load().segments
+	for i, info := range segments {
+		total += int(info.size)
+		if newcomer.store.isCold(info.first) != (i < len(segments)-1) {
+			t.Errorf("segment %s: cold is %v", info.id(), newcomer.store.isCold(info.first))
+		}
+	}
+	t.Logf("adopting %d bytes moved %d", total, sent)
+	for range 2 {
+		checkStore(t, newcomer.store)
+		sameReads(t, newcomer.store, warm.store)
+		newcomer.reopen()
+	}
+}
