@@ -64,8 +64,10 @@ const auditGCPercent = 25
 func (p *program) audit(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("audit", flag.ContinueOnError)
 	var o auditOptions
-	flags.StringVar(&o.data, "data", "", "data `folder` of a node, or a folder of segment files")
-	flags.StringVar(&o.url, "url", "", "`URL` of a node")
+	flags.StringVar(&o.data, "data", "", "data `folder` of a node, a folder of segment files, or a backup")
+	flags.StringVar(&o.url, "url", "", "`URL` of a node, or s3://bucket/prefix")
+	file := flags.String("config", "", "with s3://: TOML `file` that says how the bucket is reached; without it the environment does")
+	flags.StringVar(&o.cluster, "cluster", "", "of a bucket or a backup that has several: `id` of the cluster")
 	flags.StringVar(&o.key, "key", "", "the ledger's verifier key: `vkey`, or a file that holds it")
 	flags.StringVar(&o.checkpoint, "checkpoint", "", "with --data and --key: compare with the signed checkpoint in this `file`")
 	if _, err := p.parse(flags, args, 0, 0); err != nil {
@@ -76,6 +78,16 @@ func (p *program) audit(ctx context.Context, args []string) error {
 	}
 	if o.checkpoint != "" && (o.data == "" || o.key == "") {
 		return unusable("audit: --checkpoint needs --data and --key")
+	}
+	if name := o.data + o.url; isBucket(name) || o.data != "" && isBackupFolder(name) {
+		at, err := p.locationOf(name, *file)
+		if err != nil {
+			return err
+		}
+		defer at.close()
+		o.archive, o.prefix = at.objects, at.prefix
+	} else if *file != "" || o.cluster != "" {
+		return unusable("audit: --config belongs to --url s3://…, --cluster to that or a backup")
 	}
 	bar := p.newProgress("audited")
 	v := p.verifier()
@@ -99,7 +111,7 @@ func (p *program) verifier() *verifier {
 
 // withExitCode gives an error of verify or audit its exit code.
 func withExitCode(err error) error {
-	if errors.Is(err, errBadArgument) || errors.Is(err, errPin) {
+	if errors.Is(err, errBadArgument) || errors.Is(err, errPin) || errors.Is(err, errNoArchive) {
 		return &exitError{exitUnusable, err}
 	}
 	return err

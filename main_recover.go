@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"flag"
 	"fmt"
 	"strings"
 )
@@ -10,15 +9,10 @@ import (
 // recoverAlone makes a stopped node whose cluster has lost most of its members
 // for good a cluster of its own.
 func (p *program) recoverAlone(ctx context.Context, args []string) error {
-	flags := flag.NewFlagSet("recover", flag.ContinueOnError)
-	file := flags.String("config", "", "TOML `file` to read, that of the node")
-	flags.String("node-id", "", "`number` of the node, wins over node.id")
-	if _, err := p.parse(flags, args, 0, 0); err != nil {
-		return err
-	}
-	c, err := loadConfig(*file, p.env, flagSettings(flags), false)
+	flags, file := nodeFlags("recover")
+	c, err := p.nodeConfig(flags, file, args)
 	if err != nil {
-		return &exitError{exitUnusable, err}
+		return err
 	}
 	cut, err := recoverNode(ctx, nodeOptionsFrom(c, "", p.newLogger(c.Log), newMetrics()))
 	if err != nil {

@@ -2,22 +2,16 @@ package main
 
 import (
 	"context"
-	"flag"
 	"fmt"
 )
 
 // repair sets the state of a node that must not or cannot start aside, so that
 // it comes back empty and fetches everything from the others.
 func (p *program) repair(ctx context.Context, args []string) error {
-	flags := flag.NewFlagSet("repair", flag.ContinueOnError)
-	file := flags.String("config", "", "TOML `file` to read, that of the node")
-	flags.String("node-id", "", "`number` of the node, wins over node.id")
-	if _, err := p.parse(flags, args, 0, 0); err != nil {
-		return err
-	}
-	c, err := loadConfig(*file, p.env, flagSettings(flags), false)
+	flags, file := nodeFlags("repair")
+	c, err := p.nodeConfig(flags, file, args)
 	if err != nil {
-		return &exitError{exitUnusable, err}
+		return err
 	}
 	aside, err := repairNode(ctx, nodeOptionsFrom(c, "", p.newLogger(c.Log), newMetrics()))
 	if err != nil {

@@ -25,6 +25,9 @@ type auditOptions struct {
 	data, url  string // one of them
 	key        string // vkey, or a file that holds it; "" for none or the pinned one
 	checkpoint string // file; "" for none
+
+	archive         objects // the bucket or folder in place of both, nil for none
+	prefix, cluster string  // where in it; cluster may be ""
 }
 
 // auditSource is one segment to audit.
@@ -55,7 +58,10 @@ type audit struct {
 // audit derives a ledger again and prints what it is, or returns the first difference.
 func (v *verifier) audit(ctx context.Context, o auditOptions) error {
 	a := &audit{verifier: v, start: v.now()}
-	if o.url != "" {
+	switch {
+	case o.archive != nil:
+		return a.archive(ctx, o)
+	case o.url != "":
 		return a.server(ctx, o)
 	}
 	return a.folder(ctx, o)

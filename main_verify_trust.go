@@ -227,7 +227,13 @@ func followRotation(reply []byte, key noteVerifier) (noteVerifier, error) {
 	if err := json.Unmarshal(reply, &keys); err != nil {
 		return key, fmt.Errorf("%w: GET /ledger/keys: %w", errReply, err)
 	}
-	for i, text := range keys.Former {
+	return followNotes(keys.Former, key)
+}
+
+// followNotes returns the key that key was handed over to, through all hand-overs,
+// which are in order.
+func followNotes(handOvers []string, key noteVerifier) (noteVerifier, error) {
+	for i, text := range handOvers {
 		n, err := parseNote(text)
 		if err != nil {
 			return key, fmt.Errorf("hand-over %d: %w", i, err)

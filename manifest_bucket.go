@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/base64"
 	"errors"
@@ -45,13 +46,16 @@ import (
 // with the cluster's name, the time in Unix ms, the key in force, SHA-256 of the
 // list in hex; for each former key the note that hands over from it (fsm_key.go) in
 // base64, oldest first; and of each segment first, count, size, time, root, SHA-256 of
-// the file and name of the object. The segments have no gap from entry 0 on, and the
+// the file and name of the object, or "-" if the signer did not know it, as of a
+// ledger without a bucket. The segments have no gap from entry 0 on, and the
 // checkpoint is over just these entries. Numbers are decimal, hashes hex.
 
 const (
 	segmentsFolder  = "segments/"
 	manifestsFolder = "manifests/"
 	liveName        = "live"
+
+	unnamedObject = "-"
 
 	bucketManifestTitle = "scribe-ledger bucket manifest v1"
 )
@@ -108,7 +112,7 @@ func (m *bucketManifest) list() string {
 		fmt.Fprintf(&b, "former %s\n", base64.StdEncoding.EncodeToString([]byte(note)))
 	}
 	for _, i := range m.segments {
-		fmt.Fprintf(&b, "segment %d %d %d %d %s %s %s\n", i.first, i.count, i.size, i.time, i.root, i.sum, i.object)
+		fmt.Fprintf(&b, "segment %d %d %d %d %s %s %s\n", i.first, i.count, i.size, i.time, i.root, i.sum, cmp.Or(i.object, unnamedObject))
 	}
 	return b.String()
 }
@@ -231,8 +235,11 @@ func parseSegmentLine(s string) (i segmentInfo, err error) {
 	if i.sum, err = parseHash(fields[5]); err != nil {
 		return i, err
 	}
-	i.object = fields[6]
-	first, _, ok := parsePackedName(i.object)
+	first, ok := i.first, true
+	if fields[6] != unnamedObject {
+		i.object = fields[6]
+		first, _, ok = parsePackedName(i.object)
+	}
 	if !ok || first != i.first || i.count == 0 || i.first+i.count < i.first || i.size == 0 || i.size > math.MaxInt64 {
 		return i, fmt.Errorf("%w: no segment", errNote)
 	}

@@ -56,6 +56,16 @@ func TestBucketManifestCutAndFlipped(t *testing.T) {
 	refused(append(bytes.Clone(b), '\n'))
 }
 
+// TestBucketManifestUnnamed: a signer may not know how an object is named.
+func TestBucketManifestUnnamed(t *testing.T) {
+	m, signer := goldenBucketManifest(t)
+	m.segments[1].object = ""
+	b := m.sign(signer)
+	if got, err := parseBucketManifest(b); err != nil || !reflect.DeepEqual(got, m) || !bytes.HasSuffix(b, []byte(" -\n")) {
+		t.Errorf("parsed %+v, %v", got, err)
+	}
+}
+
 // TestBucketManifestRefuses signs what does not hang together.
 func TestBucketManifestRefuses(t *testing.T) {
 	for want, change := range map[string]func(*bucketManifest){

@@ -78,6 +78,9 @@ func (f *nodeFile) formed() bool { return f.ClusterID != "" }
 // loadIdentity reads node.json or makes it, and refuses a directory that is not
 // this node's.
 func (n *node) loadIdentity() (*nodeFile, error) {
+	if err := refuseHalfRestored(n.o.dataDir); err != nil {
+		return nil, err
+	}
 	path := filepath.Join(n.o.dataDir, nodeFileName)
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -118,7 +118,7 @@ func (n *node) wantSilence(lost []raft.Server) error {
 	errs := make([]error, len(ask))
 	parallel(len(ask), func(i int) {
 		h, err := n.helloAt(n.ctx, ask[i])
-		if err == nil && h.ClusterID == n.self.Load().ClusterID && !h.Removed && h.ID != n.self.Load().NodeID {
+		if err == nil && h.ClusterID == n.self.Load().ClusterID && !h.Removed && h.Incarnation != n.self.Load().Incarnation {
 			errs[i] = fmt.Errorf("%w: node %d at %s", errMembersAnswer, h.ID, ask[i])
 		}
 	})

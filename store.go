@@ -303,17 +303,20 @@ func (s *store) close() error {
 
 // step runs one change of the disk and lets the fault hook fail it, before it
 // happens or after.
-func (s *store) step(name string, do func() error) error {
-	if s.o.fault != nil {
-		if err := s.o.fault("before " + name); err != nil {
+func (s *store) step(name string, do func() error) error { return tryStep(s.o.fault, name, do) }
+
+// tryStep is step with that fault hook, or none.
+func tryStep(fault func(step string) error, name string, do func() error) error {
+	if fault != nil {
+		if err := fault("before " + name); err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
 	}
 	if err := do(); err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
-	if s.o.fault != nil {
-		if err := s.o.fault("after " + name); err != nil {
+	if fault != nil {
+		if err := fault("after " + name); err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
 	}
