@@ -171,7 +171,7 @@ func TestBucketProbeNames(t *testing.T) {
 			}
 			defer client.close()
 			var lines lineLog
-			c := newCluster(t, 1, archived(bucketStore{client}), func(o *nodeOptions) { o.logger = slog.New(slog.NewTextHandler(&lines, nil)) })
+			c := newCluster(t, 1, archivedIn(bucketStore{client}), func(o *nodeOptions) { o.logger = slog.New(slog.NewTextHandler(&lines, nil)) })
 			n := c.nodes[0]
 			c.segmentsOf(1)
 			eventually(t, "nobody tells", func() bool { return strings.Contains(n.status().archive, x.words) })
@@ -210,7 +210,7 @@ func TestBucketArchive(t *testing.T) {
 			s.mayChange = func(key string) bool {
 				return strings.HasSuffix(key, "/"+liveName) || strings.HasSuffix(key, s3ProbeName)
 			}
-			c := newCluster(t, 3, archived(bucketStore{newS3Test(t, s)}))
+			c := newCluster(t, 3, archivedIn(bucketStore{newS3Test(t, s)}))
 			for _, fault := range []string{"503", "drop", "lost", "error200", "noetag", "html"} {
 				s.fault(s3Put, segmentsFolder, fault, 1)
 			}
