@@ -106,6 +106,13 @@ func (s *s3Server) fault(op s3Op, key, kind string, times int) {
 	s.faults = append(s.faults, &s3Fault{op, key, kind, times})
 }
 
+// heal ends all faults.
+func (s *s3Server) heal() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.faults = nil
+}
+
 // nextFault returns what is to go wrong now, or "".
 func (s *s3Server) nextFault(op s3Op, key string) string {
 	s.mu.Lock()
@@ -143,6 +150,13 @@ func (s *s3Server) set(key string, body []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.store(key, &s3ServerVersion{body: body, sum: sumText(body)})
+}
+
+// remove takes an object away behind the clients' backs.
+func (s *s3Server) remove(key string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.objects, key)
 }
 
 // newest returns a version of an object, the newest if id is ""; mu is held.
