@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"io/fs"
 	"math"
 	"net"
 	"net/netip"
@@ -19,9 +20,8 @@ import (
 // program gets plain values.
 //
 // The tags min and max are the inclusive range of a number or of the length of
-// a string or list, oneof names the words a string may be, hidden keeps a value
-// out of fault reports, and later marks what is read and checked but has no
-// effect in this version.
+// a string or list, oneof names the words a string may be, and hidden keeps a value
+// out of fault reports.
 
 // config is everything a node can be told.
 type config struct {
@@ -42,8 +42,7 @@ type config struct {
 	Audit     struct{} `toml:"audit"`
 	Region    struct{} `toml:"region"`
 
-	bootstrap bool     // --bootstrap: form a new cluster of one, that others then join
-	unserved  []string // keys that were set but have no effect in this version
+	bootstrap bool // --bootstrap: form a new cluster of one, that others then join
 }
 
 // nodeConfig is [node]: who this node is.
@@ -84,8 +83,9 @@ type storageConfig struct {
 	// Age at which a smaller segment is sealed: a duration such as "90s" or
 	// "10m". Default 10m, 100ms to 720h.
 	SealAfter time.Duration `toml:"seal_after"`
-	// Bytes of memory for values read from segments. Default 256 MiB; 0 = none.
-	MaxCacheSize int64 `toml:"max_cache_size" min:"0" max:"1099511627776" later:"true"`
+	// Bytes of memory for what was read from the bucket; what is local, the system
+	// caches. Default 256 MiB; 0 = none.
+	MaxCacheSize int64 `toml:"max_cache_size" min:"0" max:"1099511627776"`
 	// Bytes of the largest value a client may write. Default 32 MiB, so that 64
 	// such uploads at once fit into 1.5 GiB; 1 KiB to 1 GiB.
 	MaxValueSize int64 `toml:"max_value_size" min:"1024" max:"1073741824"`
@@ -93,11 +93,12 @@ type storageConfig struct {
 	// rotted. Default 4 MiB: 60 GiB in four hours, for two percent of a core; 0 = never.
 	ScrubRate int64 `toml:"scrub_rate" min:"0" max:"1099511627776"`
 
-	S3      s3Config      `toml:"s3" later:"true"`
-	Tiering tieringConfig `toml:"tiering" later:"true"`
+	S3      s3Config      `toml:"s3"`
+	Tiering tieringConfig `toml:"tiering"`
 }
 
-// s3Config is [storage.s3]: the bucket that sealed segments are archived to.
+// s3Config is [storage.s3]: the bucket that sealed segments are archived to. All
+// nodes should have the same: the leader writes there, every node reads.
 type s3Config struct {
 	// Name of the bucket. Default none: nothing is archived.
 	Bucket string `toml:"bucket" max:"255"`
@@ -105,33 +106,44 @@ type s3Config struct {
 	Region string `toml:"region" max:"64"`
 	// http:// or https:// URL of the store. Default none: AWS, by region.
 	Endpoint string `toml:"endpoint" max:"2048"`
-	// Name of the access key. Default none.
+	// Name of the access key. Default none: AWS_ACCESS_KEY_ID and the like, else the
+	// file ~/.aws/credentials, which may hold keys that expire.
 	AccessKeyID string `toml:"access_key_id" max:"256"`
 	// The access key itself; better given as SCRIBE_STORAGE_S3_SECRET_ACCESS_KEY. Default none.
 	SecretAccessKey string `toml:"secret_access_key" max:"256" hidden:"true"`
 	// Whether the bucket stands in the path and not in the host name. Default false.
 	PathStyle bool `toml:"path_style"`
-	// Text in front of every object key. Default none.
+	// Folder in the bucket, such as "ledgers/prod": all keys begin with it. Clusters
+	// may share one, each has a folder of its own in there. Default none.
 	Prefix string `toml:"prefix" max:"512"`
-	// Seconds one request may take. Default 30.
+	// Seconds of silence after which a request is given up; a transfer may go on at
+	// 256 KiB a second. Default 30.
 	TimeoutSecs int64 `toml:"timeout_secs" min:"1" max:"3600"`
 	// How often a request is tried again. Default 3.
 	MaxRetries int64 `toml:"max_retries" min:"0" max:"100"`
 	// Connections kept open. Default 10.
 	PoolSize int64 `toml:"pool_size" min:"1" max:"1024"`
+	// GOVERNANCE or COMPLIANCE: objects are put with Object Lock, for that many days
+	// from then on; the bucket must have it. Default none.
+	ObjectLockMode string `toml:"object_lock_mode" max:"16"`
+	ObjectLockDays int64  `toml:"object_lock_days" min:"0" max:"36500"`
 }
 
-// tieringConfig is [storage.tiering]: when local copies of archived segments go.
+// tieringConfig is [storage.tiering]: when segments go to the bucket, and when their
+// local copies go. Whoever leads archives, each node drops copies of its own.
 type tieringConfig struct {
 	// Seconds after sealing before a local copy may go. Default 604800, a week.
 	AgeThresholdSecs int64 `toml:"age_threshold_secs" min:"0" max:"3153600000"`
-	// Bytes of local segments above which the oldest archived ones go. Default 0: no limit.
+	// Bytes of local segments above which the oldest archived ones go, read ones
+	// last. Default 0: no limit.
 	LocalMaxBytes int64 `toml:"local_max_bytes" min:"0" max:"9223372036854775807"`
 	// gzip level of archived objects. Default 6.
 	CompressionLevel int64 `toml:"compression_level" min:"1" max:"9"`
-	// Whether sealed segments are archived without being asked. Default true.
+	// Whether sealed segments are archived without being asked; POST /cluster/archive
+	// asks. Default true.
 	EnableAutoArchival bool `toml:"enable_auto_archival"`
-	// Seconds between two looks for work. Default 60.
+	// Seconds between two looks for work, and the longest wait before a bucket that
+	// does not answer is asked again. Default 60.
 	ArchivalCheckIntervalSecs int64 `toml:"archival_check_interval_secs" min:"1" max:"86400"`
 }
 
@@ -373,12 +385,25 @@ func (l *configLoader) validate() {
 	l.check(c.Cluster.Insecure || loopback(c.Node.Address), c.Node.Address,
 		"a loopback address, or cluster.insecure = true: nothing encrypts raft_port in this version", "node.address")
 
-	s3 := c.Storage.S3
+	l.validateS3()
+	l.validateDiscovery()
+}
+
+// validateS3 checks what can be told of the bucket without asking it.
+func (l *configLoader) validateS3() {
+	s3 := l.config.Storage.S3
+	l.check(s3.Bucket == "" || validName(s3.Bucket), s3.Bucket,
+		"the name of a bucket: letters, digits, '.', '_' and '-'", "storage.s3.bucket")
 	l.check(s3.Endpoint == "" || validEndpoint(s3.Endpoint), s3.Endpoint,
 		"a URL such as https://host:port", "storage.s3.endpoint")
 	l.check((s3.AccessKeyID == "") == (s3.SecretAccessKey == ""), "one of them",
 		"access_key_id and secret_access_key both or neither", "storage.s3.access_key_id", "storage.s3.secret_access_key")
-	l.validateDiscovery()
+	prefix := strings.Trim(s3.Prefix, "/")
+	l.check(prefix == "" || fs.ValidPath(prefix), s3.Prefix, "names with one slash between them, none of them . or ..", "storage.s3.prefix")
+	known := slices.Contains([]string{"", "GOVERNANCE", "COMPLIANCE"}, s3.ObjectLockMode)
+	l.check(known, s3.ObjectLockMode, `"", GOVERNANCE or COMPLIANCE`, "storage.s3.object_lock_mode")
+	l.check(!known || (s3.ObjectLockMode == "") == (s3.ObjectLockDays == 0), "one of them",
+		"object_lock_mode and object_lock_days both or neither", "storage.s3.object_lock_mode", "storage.s3.object_lock_days")
 }
 
 // validateDiscovery checks what finds the other nodes.

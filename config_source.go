@@ -78,7 +78,6 @@ func (e configError) Error() string {
 type configField struct {
 	value reflect.Value
 	tag   reflect.StructTag
-	later bool // read and checked, but without effect in this version
 }
 
 // configLoader fills a config and collects what is wrong.
@@ -100,24 +99,24 @@ func newConfigLoader(c *config) *configLoader {
 		origins:  make(map[string]origin),
 		bad:      make(map[string]bool),
 	}
-	l.addFields("", reflect.ValueOf(c).Elem(), false)
+	l.addFields("", reflect.ValueOf(c).Elem())
 	return l
 }
 
 // addFields enters the keys of the struct v, which is the table named prefix.
-func (l *configLoader) addFields(prefix string, v reflect.Value, later bool) {
+func (l *configLoader) addFields(prefix string, v reflect.Value) {
 	for i := range v.NumField() {
 		tag := v.Type().Field(i).Tag
 		name := tag.Get("toml")
 		if name == "" {
 			continue
 		}
-		key, later := prefix+name, later || tag.Get("later") == "true"
+		key := prefix + name
 		if f := v.Field(i); f.Kind() == reflect.Struct {
 			l.sections[key] = f.NumField() > 0
-			l.addFields(key+".", f, later)
+			l.addFields(key+".", f)
 		} else {
-			l.fields[key] = configField{f, tag, later}
+			l.fields[key] = configField{f, tag}
 		}
 	}
 }
@@ -309,9 +308,6 @@ func (l *configLoader) assign(s setting) {
 		return
 	}
 	l.origins[s.key] = s.origin
-	if f.later && !slices.Contains(l.config.unserved, s.key) {
-		l.config.unserved = append(l.config.unserved, s.key)
-	}
 	want := f.set(s.value)
 	if want == "" {
 		return

@@ -89,7 +89,6 @@ level = "warn"
 	want.Cluster.Expect = 3
 	want.API.AllowDelete = false
 	want.Log.Level = "warn"
-	want.unserved = []string{"storage.s3.bucket", "storage.s3.path_style"}
 	if !reflect.DeepEqual(c, want) {
 		t.Errorf("got  %+v\nwant %+v", c, want)
 	}
@@ -146,6 +145,11 @@ func TestConfigFaults(t *testing.T) {
 		{"[storage]\nseal_after = '1ms'", "2: storage.seal_after: want a duration from 100ms to 720h, got 1ms"},
 		{"[storage.s3]\nendpoint = 'minio:9000'", "2: storage.s3.endpoint: want a URL such as https://host:port, got minio:9000"},
 		{"[storage.s3]\naccess_key_id = 'x'", "2: storage.s3.access_key_id: want access_key_id and secret_access_key both or neither, got one of them"},
+		{"[storage.s3]\nbucket = 'a/b'", "2: storage.s3.bucket: want the name of a bucket: letters, digits, '.', '_' and '-', got a/b"},
+		{"[storage.s3]\nprefix = 'a//b'", "2: storage.s3.prefix: want names with one slash between them, none of them . or .., got a//b"},
+		{"[storage.s3]\nprefix = '../b'", "2: storage.s3.prefix: want names with one slash between them, none of them . or .., got ../b"},
+		{"[storage.s3]\nobject_lock_mode = 'WORM'", "2: storage.s3.object_lock_mode: want \"\", GOVERNANCE or COMPLIANCE, got WORM"},
+		{"[storage.s3]\nobject_lock_mode = 'GOVERNANCE'", "2: storage.s3.object_lock_mode: want object_lock_mode and object_lock_days both or neither, got one of them"},
 		{"[storage.s3]\nbuckets = 'x'", "2: unknown key storage.s3.buckets"},
 		{"[storage.tiering]\ncompression_level = 10", "2: storage.tiering.compression_level: want a whole number from 1 to 9, got 10"},
 		{"[consensus]\nelection_timeout_max = 599", "2: consensus.election_timeout_max: want at least election_timeout_min = 600, got 599"},
@@ -311,7 +315,7 @@ const apiKeys = `
 node: id address data_dir region
 network: listen_addr client_port raft_port seed_peers
 storage: segment_size seal_after max_cache_size max_value_size scrub_rate
-storage.s3: bucket region endpoint access_key_id secret_access_key path_style prefix timeout_secs max_retries pool_size
+storage.s3: bucket region endpoint access_key_id secret_access_key path_style prefix timeout_secs max_retries pool_size object_lock_mode object_lock_days
 storage.tiering: age_threshold_secs local_max_bytes compression_level enable_auto_archival archival_check_interval_secs
 consensus: election_timeout_min election_timeout_max heartbeat_interval_ms
 cluster: name expect secret insecure voter remove_dead_after
@@ -320,7 +324,7 @@ api: read_consistency write_timeout_secs read_timeout_secs allow_delete
 witness: targets interval_secs timeout_secs
 log: level format`
 
-// TestConfigKeys: the keys are those of API.md and scrub_rate, each has a variable of its own
+// TestConfigKeys: the keys are those of API.md, scrub_rate and those of Object Lock, each has a variable of its own
 // that reaches it, and its tags allow its default.
 func TestConfigKeys(t *testing.T) {
 	l := newConfigLoader(defaultConfig())

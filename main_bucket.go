@@ -75,6 +75,7 @@ func bucketFrom(c s3Config, m *metrics) (objectStore, error) {
 		bucket: c.Bucket, region: c.Region, endpoint: c.Endpoint, pathStyle: c.PathStyle,
 		credentials: s3Credentials{id: c.AccessKeyID, secret: c.SecretAccessKey, source: "the configuration"},
 		timeout:     time.Duration(c.TimeoutSecs) * time.Second, retries: int(c.MaxRetries), pool: int(c.PoolSize),
+		lockMode: c.ObjectLockMode, lockFor: time.Duration(c.ObjectLockDays) * 24 * time.Hour,
 		metrics: m,
 	})
 	if err != nil {

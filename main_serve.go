@@ -34,9 +34,6 @@ func (p *program) serve(ctx context.Context, args []string) error {
 		return &exitError{exitUnusable, err}
 	}
 	logger := p.newLogger(c.Log)
-	for _, key := range c.unserved {
-		logger.Warn("setting has no effect in this version", "key", key)
-	}
 	if c.host() != c.Node.Address {
 		logger.Warn("no other node can join one whose address stands for all interfaces", "address", c.Node.Address)
 	}

@@ -41,7 +41,7 @@ const (
 )
 
 // errArchive is wrapped by the reason why the bucket did not take everything.
-var errArchive = errors.New("archive unavailable")
+var errArchive = errors.New("not everything is archived")
 
 // archiver is what a node has to do with the bucket.
 type archiver struct {
@@ -238,9 +238,24 @@ func (n *node) archive(ctx context.Context) (archiveResult, error) {
 		err = fmt.Errorf("%w: %s", errArchive, answer.Reason)
 	}
 	if err == nil {
-		err = n.confirmRead(ctx)
+		err = n.waitManifest(ctx, answer.Version)
 	}
 	return answer.archiveResult, err
+}
+
+// waitManifest waits until this node's manifest has that version.
+func (n *node) waitManifest(ctx context.Context, version uint64) error {
+	ctx, cancel := context.WithTimeout(ctx, n.o.readTimeout)
+	defer cancel()
+	for n.store.manifest.Load().version < version {
+		n.commits.join(ctx, n, n.hearCommit) // else Raft tells us up to 40 ms later
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%w: version %d of the manifest: %w", errNotYetApplied, version, ctx.Err())
+		case <-time.After(time.Millisecond):
+		}
+	}
+	return nil
 }
 
 // askArchive archives, or has the leader do it.

@@ -136,11 +136,11 @@ func (a *archiver) live(ctx context.Context) error {
 	return err
 }
 
-// publishedManifest is what the newest bucket manifest that this node has written
-// was made of.
+// publishedManifest is the newest bucket manifest that this node has signed.
 type publishedManifest struct {
-	size uint64
-	key  publicKey
+	size  uint64 // entries
+	key   publicKey
+	bytes []byte // nil once they are in the bucket
 }
 
 // publish writes a bucket manifest over the segments that are archived without a
@@ -152,21 +152,24 @@ func (a *archiver) publish(ctx context.Context) error {
 	if prefix == 0 || keys == nil {
 		return nil
 	}
-	now := publishedManifest{m.segments[prefix-1].end(), keys.public()}
-	if a.published == now {
+	size, p := m.segments[prefix-1].end(), &a.published
+	if p.size != size || p.key != keys.public() {
+		b, err := a.signManifest(ctx, m.segments[:prefix], size)
+		if err != nil {
+			return fmt.Errorf("bucket manifest over %d entries: %w", size, err)
+		}
+		*p = publishedManifest{size, keys.public(), b}
+	}
+	if p.bytes == nil {
 		return nil
 	}
-	b, err := a.signManifest(ctx, m.segments[:prefix], now.size)
-	if err != nil {
-		return fmt.Errorf("bucket manifest over %d entries: %w", now.size, err)
+	key := bucketManifestKey(a.folder(), size, sha256.Sum256(p.bytes))
+	if err := a.n.store.step("put manifest", func() error { return a.putManifest(ctx, key, p.bytes) }); err != nil {
+		return err // the same bytes are put next time: no second manifest is left
 	}
-	key := bucketManifestKey(a.folder(), now.size, sha256.Sum256(b))
-	if err := a.n.store.step("put manifest", func() error { return a.putManifest(ctx, key, b) }); err != nil {
-		return err
-	}
-	a.published = now
-	a.n.o.metrics.archive.entries.set(int64(now.size))
-	a.n.o.logger.Info("bucket manifest written", "entries", now.size, "segments", prefix, "object", key)
+	p.bytes = nil
+	a.n.o.metrics.archive.entries.set(int64(size))
+	a.n.o.logger.Info("bucket manifest written", "entries", size, "segments", prefix, "object", key)
 	a.prune(ctx, key)
 	return nil
 }
