@@ -64,6 +64,8 @@ type serverStore interface {
 	sealedFile(id string) (io.ReadSeekCloser, segmentInfo, error)
 	currentManifest() *manifest
 	objectKey(info segmentInfo) string
+	isCold(first uint64) bool
+	prefetch(ctx context.Context, from, to uint64, pin *bool) (prefetchResult, error)
 	pendingInfo() (first, count, bytes uint64)
 	root(size uint64) (hash, error)
 	inclusion(seq, size uint64) ([]hash, error)

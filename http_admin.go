@@ -289,9 +289,14 @@ func (s *server) seal(c *call) (reply, error) {
 	})
 }
 
-// archive brings all confirmed segments to the bucket. That may take hours: it goes on
-// as long as the client stays.
+// archive brings all confirmed segments to the bucket.
 func (s *server) archive(c *call) (reply, error) {
+	return s.whileAsked(c, func(ctx context.Context) (any, error) { return s.node.archive(ctx) })
+}
+
+// whileAsked answers with the result of something that may take hours: it goes on as
+// long as the client stays.
+func (s *server) whileAsked(c *call, do func(context.Context) (any, error)) (reply, error) {
 	rc := http.NewResponseController(c.w)
 	rc.SetReadDeadline(time.Time{}) // a timeout would end r's context
 	rc.SetWriteDeadline(time.Time{})
@@ -302,12 +307,29 @@ func (s *server) archive(c *call) (reply, error) {
 	ctx, cancel := context.WithCancel(c.r.Context())
 	defer cancel()
 	defer context.AfterFunc(s.closing, cancel)()
-	result, err := s.node.archive(ctx)
+	result, err := do(ctx)
 	rc.SetWriteDeadline(time.Now().Add(s.limits.write))
 	if err != nil {
 		return reply{}, err
 	}
 	return encodeJSON(c, http.StatusOK, result)
+}
+
+// prefetch brings the files of segments back to this node, those that hold the
+// entries from one seq to another.
+func (s *server) prefetch(c *call) (reply, error) {
+	var want struct {
+		From *uint64 `json:"from"`
+		To   *uint64 `json:"to"`
+		Pin  *bool   `json:"pin"`
+	}
+	if err := s.readJSON(c, &want); err != nil {
+		return reply{}, err
+	}
+	if want.From == nil || want.To == nil || *want.From > *want.To {
+		return reply{}, badRequest("malformed", `the body names no entries, want {"from": seq, "to": seq, "pin": true or false or left out}`)
+	}
+	return s.whileAsked(c, func(ctx context.Context) (any, error) { return s.store.prefetch(ctx, *want.From, *want.To, want.Pin) })
 }
 
 // manifest answers with the sealed segments and what is not sealed yet.
@@ -337,6 +359,9 @@ func (s *server) manifest(c *call) (reply, error) {
 		if g.object != "" {
 			key := s.store.objectKey(*g)
 			j.State, j.Object = "archived", &key
+		}
+		if s.store.isCold(g.first) {
+			j.State = "cold"
 		}
 		segments = append(segments, j)
 	}

@@ -399,7 +399,7 @@ func readAtFull(r io.ReaderAt, p []byte, offset int64) error {
 // unreadable says of a stored value that cannot be read, or not to its end,
 // that it is damaged.
 func unreadable(err error) error {
-	if damagedFile(err) && !errors.Is(err, errCorrupt) {
+	if damagedFile(err) && !errors.Is(err, errCorrupt) && !errors.Is(err, errArchiveCorrupt) {
 		return fmt.Errorf("%w: the value cannot be read to its end: %v", errCorrupt, err)
 	}
 	return err
@@ -442,12 +442,19 @@ func (s *server) serveContent(c *call, content io.ReadSeeker, changed time.Time)
 	h := c.w.Header()
 	etag := h.Get("Etag")
 	w := &patientWriter{ResponseWriter: c.w, patience: s.limits.write, guard: true}
-	http.ServeContent(w, c.r, "", changed, content)
-	if w.refused == 0 && w.err == nil {
-		return nil
-	}
-	if w.refused == 0 {
+	watched := &watchedContent{ReadSeeker: content}
+	http.ServeContent(w, c.r, "", changed, watched)
+	switch {
+	case w.refused != 0:
+	case w.held != 0 && watched.err != nil: // nothing was sent yet
+		clear(h)
+		return watched.err
+	case w.err != nil, watched.err != nil:
+		s.o.logger.Debug("content cut off", "key", c.raw, "err", errors.Join(w.err, watched.err))
 		return errCutOff
+	default:
+		w.release()
+		return nil
 	}
 	e := &apiError{status: w.refused, etag: etag, contentRange: h.Get("Content-Range")}
 	clear(h) // its values share the memory of c.lines, which the error will use
@@ -462,28 +469,55 @@ func (s *server) serveContent(c *call, content io.ReadSeeker, changed time.Time)
 	return e
 }
 
+// watchedContent keeps the error that ended the reading of it.
+type watchedContent struct {
+	io.ReadSeeker
+	err error
+}
+
+func (c *watchedContent) Read(p []byte) (int, error) {
+	n, err := c.ReadSeeker.Read(p)
+	if err != nil && err != io.EOF {
+		c.err = err
+	}
+	return n, err
+}
+
 // patientWriter gives each write its own time, so that a reply may take as long
 // as it likes while the client reads.
 type patientWriter struct {
 	http.ResponseWriter
 	patience time.Duration
-	guard    bool // keep statuses from 400 back, in refused
+	guard    bool // keep statuses from 400 back, in refused, and others in held until there is something to send
 	refused  int
+	held     int
 	err      error // of the first write that was not whole
 }
 
 func (w *patientWriter) WriteHeader(status int) {
-	if w.guard && status >= 400 {
+	switch {
+	case w.guard && status >= 400:
 		w.refused = status
-		return
+	case w.guard:
+		w.held = status
+	default:
+		w.ResponseWriter.WriteHeader(status)
 	}
-	w.ResponseWriter.WriteHeader(status)
+}
+
+// release sends the status that is held.
+func (w *patientWriter) release() {
+	if w.held != 0 {
+		w.ResponseWriter.WriteHeader(w.held)
+		w.held = 0
+	}
 }
 
 func (w *patientWriter) Write(p []byte) (int, error) {
 	if w.refused != 0 {
 		return len(p), nil
 	}
+	w.release()
 	http.NewResponseController(w.ResponseWriter).SetWriteDeadline(time.Now().Add(w.patience))
 	n, err := w.ResponseWriter.Write(p)
 	if err != nil && w.err == nil {

@@ -45,6 +45,9 @@ type fakeLedger struct {
 	asyncs   chan func() // submitAsync runs here when not nil
 	segments map[string]segmentInfo
 	archived archiveResult // of archive, with archiveErr
+	cold     map[uint64]bool
+
+	prefetched string // what prefetch was asked for
 
 	archiveErr error
 
@@ -231,6 +234,13 @@ func (f *fakeLedger) lastContact() int64 { return f.state.contact }
 func (f *fakeLedger) mayServe() error { return nil }
 
 func (f *fakeLedger) members() []memberInfo { return f.list_ }
+
+func (f *fakeLedger) isCold(first uint64) bool { return f.cold[first] }
+
+func (f *fakeLedger) prefetch(_ context.Context, from, to uint64, pin *bool) (prefetchResult, error) {
+	f.prefetched = fmt.Sprintf("%d-%d pin %s", from, to, map[bool]string{true: "given"}[pin != nil])
+	return prefetchResult{2, 1, 17, 0}, f.archiveErr
+}
 
 func (f *fakeLedger) objectKey(info segmentInfo) string { return "prefix/segments/" + info.object }
 

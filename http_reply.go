@@ -36,6 +36,8 @@ func (s *server) explain(c *call, err error) *apiError {
 	switch {
 	case errors.As(err, &e):
 		return e
+	case errors.Is(err, errArchiveCorrupt), errors.Is(err, errArchiveUnavailable):
+		return s.explainArchive(err)
 	case errors.Is(err, errNotFound):
 		return &apiError{status: 404, code: "not_found", message: "no such version of key " + clip(c.raw)}
 	case errors.Is(err, errDeleted):
@@ -71,6 +73,21 @@ func (s *server) explain(c *call, err error) *apiError {
 	}
 	s.o.logger.Error("request failed", "err", err)
 	return &apiError{status: 500, code: "internal", message: "internal error; the log of the node has more"}
+}
+
+// explainArchive turns an error of reading what is in the bucket only.
+func (s *server) explainArchive(err error) *apiError {
+	object := "of the segment"
+	if e := (*archiveError)(nil); errors.As(err, &e) {
+		object = e.object
+	}
+	if errors.Is(err, errArchiveCorrupt) {
+		s.o.metrics.store.corrupt.add(1)
+		s.o.logger.Error("corrupt data in the archive", "err", err)
+		return &apiError{status: 502, code: "archive_corrupt", message: "the archived object " + object + " is missing or damaged, and no other node has its segment"}
+	}
+	s.o.logger.Warn("the archive cannot be read", "err", err)
+	return &apiError{status: 503, code: "archive_unavailable", message: "the archive cannot be read now, the entry is in object " + object, retry: true}
 }
 
 // whoLeads says why there is no leader to answer a request, and where one may be.

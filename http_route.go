@@ -57,6 +57,7 @@ func (s *server) table() map[string]route {
 		"cluster/transfer":   {routeCluster, m{"POST": s.transfer}, ""},
 		"cluster/seal":       {routeCluster, m{"POST": s.seal}, ""},
 		"cluster/archive":    {routeCluster, m{"POST": s.archive}, ""},
+		"cluster/prefetch":   {routeCluster, m{"POST": s.prefetch}, ""},
 		"cluster/rotate-key": {routeCluster, m{"POST": s.rotateKey}, ""},
 		"ledger/manifest":    {routeLedger, m{"GET": s.manifest}, ""},
 		"ledger/entries":     {routeLedger, m{"GET": s.entries}, ""},

@@ -154,7 +154,7 @@ var (
 	dropLabels      = [...]string{"malformed", "version", "foreign", "forged", "stale", "replayed", "crowded"}
 	peerStateLabels = [...]string{"alive", "suspect", "dead"}
 	snapshotLabels  = [...]string{"fetching", "corrupt", "version", "diverged", "other"}
-	fetchLabels     = [...]string{"lacks", "busy", "stalled", "slow", "broken", "corrupt"}
+	fetchLabels     = [...]string{"lacks", "busy", "stalled", "slow", "broken", "corrupt", "cold"}
 	s3OpLabels      = [...]string{"get", "put", "head", "list", "delete"}
 	s3ResultLabels  = [...]string{"ok", "absent", "exists", "refused", "failed", "silent"}
 	labelValues     = map[string][]string{"route": routeLabels[:], "class": classLabels[:], "cause": dropLabels[:], "state": peerStateLabels[:],

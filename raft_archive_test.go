@@ -16,10 +16,11 @@ import (
 	"time"
 )
 
-// archived makes the nodes of a cluster archive in b, without being asked.
-func archived(b objectStore) func(*nodeOptions) {
+// archivedIn makes the nodes of a cluster archive in b without being asked, and keep
+// their copies.
+func archivedIn(b objectStore) func(*nodeOptions) {
 	return func(o *nodeOptions) {
-		o.objects, o.objectPrefix, o.archiveEvery = b, "some/prefix/", 20*time.Millisecond
+		o.objects, o.objectPrefix, o.archiveEvery, o.dropAge = b, "some/prefix/", 20*time.Millisecond, time.Hour
 	}
 }
 
@@ -124,7 +125,7 @@ func TestArchive(t *testing.T) {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
 			t.Parallel()
 			b := newMemBucket(t)
-			c := newCluster(t, size, archived(b))
+			c := newCluster(t, size, archivedIn(b))
 			c.segmentsOf(3)
 			c.waitArchived()
 			c.checkBucket(b)
@@ -157,7 +158,7 @@ func TestArchive(t *testing.T) {
 func TestArchiveAsked(t *testing.T) {
 	t.Parallel()
 	b := newMemBucket(t)
-	c := newCluster(t, 3, archived(b), onlyAsked)
+	c := newCluster(t, 3, archivedIn(b), onlyAsked)
 	c.segmentsOf(2)
 	eventually(t, "nobody leads in the bucket", func() bool { return len(b.keys("/"+liveName)) == 1 })
 	if keys := b.keys("/" + segmentsFolder); len(keys) > 0 {
@@ -223,7 +224,7 @@ func TestArchiveCrash(t *testing.T) {
 			t.Run(fmt.Sprintf("%d %s", size, step), func(t *testing.T) {
 				t.Parallel()
 				b, h := newMemBucket(t), &archiveCrash{step: step, hit: make(chan uint64, 1), stay: make(chan struct{})}
-				c := newCluster(t, size, archived(b), h.hook)
+				c := newCluster(t, size, archivedIn(b), h.hook)
 				c.segmentsOf(2)
 				var id uint64
 				select {
@@ -271,7 +272,7 @@ func TestArchiveFaults(t *testing.T) {
 					}
 					return true, nil
 				})
-				c := newCluster(t, 1, archived(b))
+				c := newCluster(t, 1, archivedIn(b))
 				c.segmentsOf(2)
 				c.waitArchived()
 				c.checkBucket(b)
@@ -298,7 +299,7 @@ func TestArchiveWrongObject(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			b := newMemBucket(t)
-			c := newCluster(t, 1, archived(b), onlyAsked)
+			c := newCluster(t, 1, archivedIn(b), onlyAsked)
 			n := c.nodes[0]
 			c.segmentsOf(3)
 			first := n.store.manifest.Load().segments[0]
@@ -354,7 +355,7 @@ func (c *testCluster) plant(b *memBucket, info segmentInfo, twist func([]byte) [
 func TestArchiveSameObject(t *testing.T) {
 	t.Parallel()
 	b := newMemBucket(t)
-	c := newCluster(t, 1, archived(b), onlyAsked)
+	c := newCluster(t, 1, archivedIn(b), onlyAsked)
 	c.segmentsOf(1)
 	key := c.plant(b, c.nodes[0].store.manifest.Load().segments[0], func(b []byte) []byte { return b })
 	b.puts[key] = 1
@@ -373,7 +374,7 @@ func TestArchiveSameObject(t *testing.T) {
 func TestArchiveReadTwisted(t *testing.T) {
 	t.Parallel()
 	b := newMemBucket(t)
-	c := newCluster(t, 1, archived(b), onlyAsked)
+	c := newCluster(t, 1, archivedIn(b), onlyAsked)
 	c.segmentsOf(1)
 	reads := 0
 	b.twist = func(key string, object []byte) []byte {
@@ -393,7 +394,7 @@ func TestArchiveReadTwisted(t *testing.T) {
 func TestArchiveDown(t *testing.T) {
 	t.Parallel()
 	b := newMemBucket(t)
-	c := newCluster(t, 3, archived(b))
+	c := newCluster(t, 3, archivedIn(b))
 	c.segmentsOf(1)
 	c.waitArchived()
 	b.down(true)
@@ -417,7 +418,7 @@ func TestArchiveDown(t *testing.T) {
 func TestArchiveMends(t *testing.T) {
 	t.Parallel()
 	b := newMemBucket(t)
-	c := newCluster(t, 3, archived(b), onlyAsked)
+	c := newCluster(t, 3, archivedIn(b), onlyAsked)
 	c.segmentsOf(2)
 	n := c.nodes[c.leader()]
 	flipByte(t, n.store.segmentPath(n.store.manifest.Load().segments[0]), 5000)
@@ -434,14 +435,14 @@ func TestArchiveMends(t *testing.T) {
 func TestArchiveForeign(t *testing.T) {
 	t.Parallel()
 	b := newMemBucket(t)
-	old := newCluster(t, 1, archived(b))
+	old := newCluster(t, 1, archivedIn(b))
 	old.segmentsOf(1)
 	old.waitArchived()
 	old.checkBucket(b)
 	before := b.keys("/" + segmentsFolder)
 	was := old.nodes[0].self.Load().ClusterID
 
-	c := newCluster(t, 1, archived(b))
+	c := newCluster(t, 1, archivedIn(b))
 	c.segmentsOf(1)
 	eventually(t, "nobody tells", func() bool { return strings.Contains(c.nodes[0].status().archive, was) })
 	if s := c.nodes[0].status().archive; !strings.Contains(s, errForeignBucket.Error()) || !c.nodes[0].status().ready {
@@ -453,7 +454,7 @@ func TestArchiveForeign(t *testing.T) {
 	old.restart(0)
 	old.segmentsOf(1)
 	old.waitArchived()
-	other := newCluster(t, 1, archived(b), func(o *nodeOptions) { o.clusterName = "other" })
+	other := newCluster(t, 1, archivedIn(b), func(o *nodeOptions) { o.clusterName = "other" })
 	other.segmentsOf(1)
 	other.waitArchived()
 }
@@ -462,7 +463,7 @@ func TestArchiveForeign(t *testing.T) {
 func TestArchiveLeadersChange(t *testing.T) {
 	t.Parallel()
 	b := newMemBucket(t)
-	c := newCluster(t, 3, archived(b))
+	c := newCluster(t, 3, archivedIn(b))
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
 	for range 5 {

@@ -109,6 +109,9 @@ func (f *segmentFetcher) work() {
 		}
 		t := &fetchTry{f: f, info: info, start: time.Now()}
 		g, err := f.n.store.fetchSegment(info, t.pull)
+		if errors.Is(err, errInBucket) {
+			g, err = f.n.store.adoptCold(f.n.ctx, info)
+		}
 		if errors.Is(err, errCorrupt) {
 			f.peers.blame(t, f.n.o.metrics)
 		}
@@ -239,6 +242,7 @@ type fetchTry struct {
 	givers []string               // who sent bytes of it
 	gone   map[raft.ServerID]bool // who is asked no more
 	errs   []error                // why
+	object string                 // where a peer says that it is
 }
 
 // earlier stands for the givers of what an earlier try left.
@@ -256,7 +260,7 @@ func (t *fetchTry) pull(from uint64, w io.Writer) error {
 		}
 		s, p := t.f.peers.choose(t.f.sources(), t)
 		if p == nil {
-			return errors.Join(append(t.errs, errNobody)...)
+			return t.pullObject(from, w)
 		}
 		got, err := t.pullFrom(s, p, from, w)
 		from += got.bytes
@@ -274,6 +278,26 @@ func (t *fetchTry) pull(from uint64, w io.Writer) error {
 	return nil
 }
 
+// pullObject gives the bytes of a segment that peers have in the bucket only. If
+// the snapshot names its object, nothing of it need come here: errInBucket. What
+// only a peer names is believed when all of the file is what the snapshot says.
+func (t *fetchTry) pullObject(from uint64, w io.Writer) error {
+	err := errors.Join(append(t.errs, errNobody)...)
+	if t.object == "" {
+		return err
+	}
+	if t.info.object != "" {
+		return fmt.Errorf("%w: %w", errInBucket, err)
+	}
+	info := t.info
+	info.object = t.object
+	t.givers = append(t.givers, "the bucket")
+	return t.f.n.store.copyObject(info, int64(from), w)
+}
+
+// errInBucket says that a segment is to be adopted from the bucket.
+var errInBucket = errors.New("no node has the file, it is in the bucket")
+
 // errNobody says that there is nobody (left) to fetch from.
 var errNobody = errors.New("no other node to fetch from")
 
@@ -283,6 +307,9 @@ func (t *fetchTry) leave(id raft.ServerID, err error) {
 		t.gone = make(map[raft.ServerID]bool)
 	}
 	t.gone[id] = true
+	if cold := (*peerCold)(nil); errors.As(err, &cold) {
+		t.object = cold.object
+	}
 	t.errs = append(t.errs, fmt.Errorf("server %s: %w", id, err))
 }
 

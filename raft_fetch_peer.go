@@ -200,7 +200,7 @@ func (f *fetchPeers) sending() (peers int, rate float64) {
 
 // refusalOf returns the place of a failure among fetchLabels, -1 for none of a peer's.
 func refusalOf(err error) int {
-	for i, one := range []error{errPeerLacks, errPeerBusy, errPeerStalled, errPeerSlow, errPeerBroken, errCorrupt} {
+	for i, one := range []error{errPeerLacks, errPeerBusy, errPeerStalled, errPeerSlow, errPeerBroken, errCorrupt, errPeerCold} {
 		if errors.Is(err, one) {
 			return i
 		}

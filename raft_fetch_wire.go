@@ -16,7 +16,8 @@ import (
 )
 
 // How a segment travels: GET /segments/<id> on the internal port, with a Range
-// that says which of its bytes. Who asks with the header
+// that says which of its bytes. 410 with the header Scribe-Object says that the
+// sender has it in the bucket only. Who asks with the header
 //
 //	Accept-Encoding: scribe-flate
 //
@@ -138,6 +139,11 @@ func (n *node) serveSegment(w http.ResponseWriter, r *http.Request) {
 	}
 	defer n.serving.Add(-1)
 	file, err := os.Open(n.store.segmentPath(info))
+	if err != nil && n.store.isCold(info.first) {
+		w.Header().Set(objectHeader, n.store.objectOf(info))
+		http.Error(w, "it is in the bucket only", http.StatusGone)
+		return
+	}
 	if err != nil {
 		http.Error(w, "its file cannot be opened", http.StatusNotFound)
 		return
@@ -237,11 +243,24 @@ func (n *node) servePacked(w http.ResponseWriter, file *os.File, from, to, size 
 // The reasons to leave a peer, as the metric names them.
 var (
 	errPeerLacks   = errors.New("it does not have the segment")
+	errPeerCold    = errors.New("it has the segment in the bucket only")
 	errPeerBusy    = errors.New("it is busy")
 	errPeerStalled = errors.New("nothing came any more")
 	errPeerSlow    = errors.New("another one is much faster")
 	errPeerBroken  = errors.New("the connection broke")
 )
+
+// objectHeader names the object in which a segment is that a peer does not have
+// as a file any more.
+const objectHeader = "Scribe-Object"
+
+// peerCold is the answer of a peer that has a segment in the bucket only.
+type peerCold struct{ object string }
+
+func (p *peerCold) Error() string { return "it has the segment in the bucket only, as " + p.object }
+
+// Is makes it errPeerCold.
+func (p *peerCold) Is(target error) bool { return target == errPeerCold }
 
 // pulled is what came of asking for a piece of a segment.
 type pulled struct {
@@ -330,6 +349,8 @@ func (n *node) askPiece(ctx context.Context, addr, id string, from, to uint64, p
 	switch {
 	case res.StatusCode == http.StatusNotFound:
 		err = errPeerLacks
+	case res.StatusCode == http.StatusGone:
+		err = &peerCold{res.Header.Get(objectHeader)}
 	case res.StatusCode == http.StatusServiceUnavailable:
 		err = errPeerBusy
 	case res.StatusCode != http.StatusPartialContent || !strings.HasPrefix(res.Header.Get("Content-Range"), want):

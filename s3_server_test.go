@@ -145,6 +145,13 @@ func (s *s3Server) set(key string, body []byte) {
 	s.store(key, &s3ServerVersion{body: body, sum: sumText(body)})
 }
 
+// remove takes an object away behind the clients' backs.
+func (s *s3Server) remove(key string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.objects, key)
+}
+
 // newest returns a version of an object, the newest if id is ""; mu is held.
 func (s *s3Server) newest(key, id string) *s3ServerVersion {
 	all := s.objects[key]

@@ -184,9 +184,11 @@ func openStore(o storeOptions) (*store, error) {
 		ledger.close()
 		return nil, err
 	}
+	s.countLocal()
 	s.done.Go(s.sealLoop)
 	s.done.Go(s.mergeLoop)
 	s.done.Go(s.scrubLoop)
+	s.done.Go(s.tierLoop)
 	return s, nil
 }
 
@@ -401,10 +403,7 @@ type fileCache struct {
 
 // get returns the open file of a segment, calling open if there is none.
 func (c *fileCache) get(first uint64, open func() (*segmentFile, error)) (*segmentFile, error) {
-	c.mu.Lock()
-	f := c.files[first]
-	c.mu.Unlock()
-	if f != nil {
+	if f := c.peek(first); f != nil {
 		return f, nil
 	}
 	f, err := open()
@@ -412,6 +411,13 @@ func (c *fileCache) get(first uint64, open func() (*segmentFile, error)) (*segme
 		c.put(first, f)
 	}
 	return f, err
+}
+
+// peek returns the open file of a segment, nil if there is none.
+func (c *fileCache) peek(first uint64) *segmentFile {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.files[first]
 }
 
 // put keeps f for the segment that starts at first.

@@ -156,13 +156,14 @@ func (s *store) isCold(first uint64) bool {
 // setCold notes that a segment is cold, or that it is not any more.
 func (s *store) setCold(info segmentInfo, cold bool) {
 	s.cold.mu.Lock()
-	defer s.cold.mu.Unlock()
 	delete(s.cold.open, info.first)
 	if cold {
 		s.cold.firsts[info.first] = true
 	} else {
 		delete(s.cold.firsts, info.first)
 	}
+	s.cold.mu.Unlock()
+	s.countLocal()
 }
 
 // openCold opens a cold segment. A damaged record is made anew from the bucket.
@@ -230,14 +231,14 @@ func (s *store) objectOf(info segmentInfo) string {
 	return ""
 }
 
-// copyObject copies the bytes of a segment from its object.
-func (s *store) copyObject(info segmentInfo, w io.Writer) error {
+// copyObject copies the bytes of a segment, from an offset on, from its object.
+func (s *store) copyObject(info segmentInfo, from int64, w io.Writer) error {
 	t, err := s.readTable(info)
 	if err != nil {
 		return err
 	}
 	src := &coldBytes{&coldRecord{object: info.object, table: t}, &s.cold, s.objectKey(info)}
-	_, err = io.CopyBuffer(w, src.section(0, t.size, false), make([]byte, 256<<10))
+	_, err = io.CopyBuffer(w, src.section(from, t.size-from, false), make([]byte, 256<<10))
 	return err
 }
 
@@ -354,6 +355,9 @@ func (b *coldBytes) cached(first, last int) ([][]byte, error) {
 		m, claimed := b.c.cache.claim(b.table.sums[i])
 		if i <= last {
 			wanted, others[i-first] = append(wanted, m), !claimed
+			if !claimed {
+				b.c.metrics.cold.hits.add(1)
+			}
 		}
 		if !claimed || len(mine) == spanMembers {
 			load(i)

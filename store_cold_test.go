@@ -27,25 +27,45 @@ func (h *harness) useObjects(o objectStore, cacheSize int64) {
 	h.reopen()
 }
 
-// upload puts every confirmed segment into the bucket, as the leader does, and
+// packedOnce has the packed segments of the tests, most of which are the same.
+var packedOnce sync.Map // SHA-256 of the file and level -> packedSegment
+
+type packedSegment struct {
+	name string
+	b    []byte
+}
+
+// packed packs a segment file.
+func packed(t testing.TB, info segmentInfo, path string, level int) packedSegment {
+	t.Helper()
+	id := fmt.Sprint(info.sum, level)
+	if p, ok := packedOnce.Load(id); ok {
+		return p.(packedSegment)
+	}
+	b := readFile(t, path)
+	var out bytes.Buffer
+	table, err := packSegment(&out, bytes.NewReader(b), int64(len(b)), level)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := packedSegment{packedName(info.first, table.sum()), out.Bytes()}
+	packedOnce.Store(id, p)
+	return p
+}
+
+// archiveAll puts every confirmed segment into the bucket, as the leader does, and
 // commits that it is there.
-func (h *harness) archiveAll(s *s3Server) {
+func (h *harness) archiveAll(s *s3Server, level int) {
 	h.t.Helper()
 	h.confirm()
 	for _, info := range h.store.manifest.Load().shown() {
 		if info.object != "" {
 			continue
 		}
-		b := readFile(h.t, h.store.segmentPath(info))
-		var packed bytes.Buffer
-		table, err := packSegment(&packed, bytes.NewReader(b), int64(len(b)), 6)
-		if err != nil {
-			h.t.Fatal(err)
-		}
-		name := packedName(info.first, table.sum())
-		info.object = name
-		s.set(h.store.objectKey(info), packed.Bytes())
-		h.commit(appendArchived(nil, info.first, name))
+		p := packed(h.t, info, h.store.segmentPath(info), level)
+		info.object = p.name
+		s.set(h.store.objectKey(info), p.b)
+		h.commit(appendArchived(nil, info.first, p.name))
 	}
 }
 
@@ -76,14 +96,14 @@ func coldHarness(t *testing.T) (h, warm *harness, s *s3Server) {
 			case 7:
 				h.do(deleteRequest(fmt.Sprint("key-", r.IntN(30))))
 			case 13:
-				h.put(fmt.Sprint("big-", r.IntN(3)), randomText(r, 300_000+r.IntN(500_000)))
+				h.put(fmt.Sprint("big-", r.IntN(3)), randomText(r, 250_000+r.IntN(300_000)))
 			default:
 				h.put(fmt.Sprint("key-", r.IntN(30)), randomText(r, r.IntN(2000)))
 			}
 		}
 		h.sealNow()
 	}
-	h.archiveAll(s)
+	h.archiveAll(s, 6)
 	h.put("pending", "value")
 	warm.fsm.ApplyBatch(h.log)
 	warm.settle()
@@ -237,7 +257,7 @@ func TestColdGet(t *testing.T) {
 		h.do(all...)
 	}
 	h.sealNow()
-	h.archiveAll(s)
+	h.archiveAll(s, 0) // nothing is packed: the worst there can be
 	h.dropAll()
 	s.requests()
 	n, most := 0, 0

@@ -72,6 +72,9 @@ var errKept = errors.New("its file is to stay here")
 // the bucket has what is in it: the object is there, its table is what its name
 // in the manifest commits to, and the hashes in it are those of this file.
 func (s *store) drop(info segmentInfo) error {
+	if s.isCold(info.first) {
+		return nil
+	}
 	r, err := s.coldRecordOf(info)
 	if err != nil {
 		return fmt.Errorf("segment %s: %w", info.id(), err)

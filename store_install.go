@@ -76,7 +76,10 @@ func (s *store) receiveSegment(info segmentInfo, source segmentSource) (*segment
 		return nil, err
 	}
 	s.files.drop(info.first)
-	return c, nil
+	if s.isCold(info.first) { // an earlier try adopted it
+		err = s.forgetCold(info)
+	}
+	return c, err
 }
 
 // checkPart reads a part that is whole, if it is what the manifest says.
@@ -195,6 +198,7 @@ func (s *store) install(at checkpoint, agreed []segmentInfo, fetched []fetchedSe
 	s.archived = nil
 	s.wakeWaiters()
 	s.mu.Unlock()
+	s.countLocal()
 	if s.o.moved != nil {
 		s.o.moved(at)
 	}

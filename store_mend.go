@@ -217,7 +217,7 @@ func (s *store) fetchAgain(info segmentInfo) error {
 	}
 	if object := s.objectOf(info); err != nil && object != "" && s.o.objects != nil {
 		info.object = object
-		if oerr := s.writeFetched(info, func(w io.Writer) error { return s.copyObject(info, w) }); oerr != nil {
+		if oerr := s.writeFetched(info, func(w io.Writer) error { return s.copyObject(info, 0, w) }); oerr != nil {
 			return fmt.Errorf("%w; from the bucket: %w", err, oerr)
 		}
 		return nil

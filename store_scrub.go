@@ -16,7 +16,8 @@ import (
 // rots is found while others still have it: segment files (SHA-256, every
 // checksum, every leaf, the root), the tiles (against the leaves, and each level
 // against the one below), the key index (every block; a sample of its positions
-// against the records) and ledger.db (the checksum of every value).
+// against the records) and ledger.db (the checksum of every value). What is in the
+// bucket only is not here.
 
 const (
 	scrubPause  = time.Minute // from the end of a pass to the next
@@ -53,10 +54,15 @@ func (s *store) scrubLoop() {
 func (s *store) scrubPass(ctx context.Context, p *pace) error {
 	start := time.Now()
 	for _, info := range s.durable.Load().segments {
+		if s.isCold(info.first) {
+			s.scrubCold(info)
+			continue
+		}
 		err := s.scrubSegment(ctx, p, info)
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
+		case s.isCold(info.first): // since a moment ago
 		case errors.Is(err, errNotInIndex): // told already
 		case errors.Is(err, errAsWritten):
 			s.noteDamage("contents of "+segmentName(info), diskDamage{err: err})
@@ -80,6 +86,22 @@ func (s *store) scrubPass(ctx context.Context, p *pace) error {
 	}
 	s.noteGone(start)
 	return ctx.Err()
+}
+
+// scrubCold checks what is here of a cold segment; each byte that is in the bucket
+// is checked when it is read.
+func (s *store) scrubCold(info segmentInfo) {
+	_, err := s.ledger.coldRecord(info)
+	if !errors.Is(err, errCorrupt) || !s.isCold(info.first) {
+		return
+	}
+	what := "record of cold " + segmentName(info)
+	s.noteDamage(what, diskDamage{err: err})
+	if _, err := s.remakeCold(info, err); err != nil {
+		s.o.logger.Warn("scrub", "segment", info.id(), "error", err)
+		return
+	}
+	s.noteMended(what)
 }
 
 var (

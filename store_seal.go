@@ -100,7 +100,7 @@ func (s *store) persist(g *sealedSegment) error {
 	err = s.step("move checkpoint", func() error {
 		return s.ledger.update(func(t ledgerTx) error {
 			return errors.Join(t.putSegments(append(slices.Clip(g.archived), info)), t.replaceRuns(nil, []runInfo{run}), t.putTiles(tiles, info.first, info.end()),
-				t.putWindow(g.window, g.at.windowOldest), t.putCheckpoint(g.at))
+				t.putWindow(g.window, g.at.windowOldest), t.putCheckpoint(g.at), t.removeCold(info.first))
 		})
 	})
 	if err != nil {
@@ -113,6 +113,7 @@ func (s *store) persist(g *sealedSegment) error {
 		return err
 	}
 	s.files.put(info.first, file)
+	s.setCold(info, false)
 	old := s.durable.Load()
 	segments := replaceSegments(append(slices.Clip(old.segments), info), g.archived)
 	s.durable.Store(&durableState{at: g.at, segments: segments, runs: s.index.runs()})
@@ -120,6 +121,7 @@ func (s *store) persist(g *sealedSegment) error {
 		return err
 	}
 	s.o.logger.Info("segment sealed", "segment", info.id(), "entries", info.count, "bytes", info.size, "took", time.Since(start))
+	s.countLocal()
 	if s.o.moved != nil {
 		s.o.moved(g.at)
 	}

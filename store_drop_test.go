@@ -1,0 +1,355 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"go.etcd.io/bbolt"
+)
+
+// local returns how many segments of D have their files here, and fails the test
+// if one has neither a file nor a record.
+func (h *harness) local() (n int) {
+	h.t.Helper()
+	for _, info := range h.store.durable.Load().segments {
+		_, err := os.Stat(h.store.segmentPath(info))
+		if err == nil {
+			n++
+		}
+		if (err == nil) == h.store.isCold(info.first) {
+			h.t.Errorf("segment %s: cold is %v, file: %v", info.id(), h.store.isCold(info.first), err)
+		}
+	}
+	return n
+}
+
+// killedAt makes the next store die at a step: that one and all that follow fail.
+// It returns where to look for the step's name, "" if it was never reached.
+func (h *harness) killedAt(at int) *string {
+	seen, name := 0, ""
+	h.fault = func(step string) error {
+		if seen++; seen == at+1 {
+			name = step
+		}
+		if seen > at {
+			return errors.New("killed")
+		}
+		return nil
+	}
+	return &name
+}
+
+// TestColdCrash: the process dies before and after each step of dropping, bringing
+// back and pinning. A restart has everything, in one place or the other, and does it
+// again.
+func TestColdCrash(t *testing.T) {
+	t.Parallel()
+	h, warm, _ := coldHarness(t)
+	info := h.store.durable.Load().segments[1]
+	info.object = h.store.objectOf(info)
+	here := []segmentInfo{info}
+	dropped := func() error { return h.store.drop(info) }
+	back := func() error { return h.store.bringBack(info) }
+	steps := map[string]int{}
+	for _, c := range []struct{ before, do func() error }{
+		{back, dropped},
+		{dropped, back},
+		{dropped, func() error { return h.store.pin(here, pinAsked) }},
+		{dropped, func() error { return h.store.unpin(here) }},
+	} {
+		for at := 0; ; at++ {
+			if err := c.before(); err != nil {
+				t.Fatal(err)
+			}
+			name := h.killedAt(at)
+			h.reopen()
+			err := c.do()
+			h.fault = nil
+			h.reopen()
+			h.local()
+			if *name == "" && err != nil {
+				t.Fatal(err)
+			}
+			if *name == "" {
+				break
+			}
+			steps[*name]++
+			sameReads(t, h.store, warm.store)
+			if err := c.do(); err != nil {
+				t.Fatalf("again after %q: %v", *name, err)
+			}
+		}
+	}
+	for _, name := range []string{"write cold record", "remove segment", "bring segment back", "remove cold record", "change pins"} {
+		if steps["before "+name] == 0 || steps["after "+name] == 0 {
+			t.Errorf("nobody died at %q: %v", name, steps)
+		}
+	}
+}
+
+// TestAdoptCrash: the process dies at each step of taking over a ledger that is in the bucket.
+func TestAdoptCrash(t *testing.T) {
+	t.Parallel()
+	h, warm, _ := coldHarness(t)
+	h.sealNow()
+	warm.fsm.ApplyBatch(h.log)
+	warm.settle()
+	for at := 0; ; at++ {
+		newcomer := newHarness(t)
+		name := newcomer.killedAt(at)
+		newcomer.useObjects(h.store.o.objects, 64<<20)
+		if err := newcomer.adopt(h); *name == "" && err != nil {
+			t.Fatal(err)
+		}
+		newcomer.fault = nil
+		newcomer.reopen()
+		if err := newcomer.adopt(h); err != nil {
+			t.Fatalf("again after %q: %v", *name, err)
+		}
+		newcomer.local()
+		checkStore(t, newcomer.store)
+		if *name == "" {
+			sameReads(t, newcomer.store, warm.store)
+		}
+		newcomer.close()
+		if *name == "" {
+			t.Logf("%d steps", at)
+			return
+		}
+	}
+}
+
+// TestColdFileAndRecord: what a start makes of both.
+func TestColdFileAndRecord(t *testing.T) {
+	t.Parallel()
+	h, warm, _ := coldHarness(t)
+	info := h.store.durable.Load().segments[0]
+	path := h.store.segmentPath(info)
+	good := readFile(t, warm.store.segmentPath(info))
+	for name, b := range map[string][]byte{"whole": good, "cut short": good[:len(good)-1], "no header": make([]byte, len(good))} {
+		h.close()
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		h.open()
+		if n := h.local(); n != map[bool]int{true: 1}[name == "whole"] {
+			t.Errorf("%s: %d files are here", name, n)
+		}
+		sameReads(t, h.store, warm.store)
+		info.object = h.store.objectOf(info)
+		if err := h.store.drop(info); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestDropRefuses: nothing is dropped that is not certainly in the bucket.
+func TestDropRefuses(t *testing.T) {
+	t.Parallel()
+	h, _, s := coldHarness(t)
+	info := h.store.durable.Load().segments[0]
+	info.object = h.store.objectOf(info)
+	if err := h.store.bringBack(info); err != nil {
+		t.Fatal(err)
+	}
+	key := h.store.objectKey(info)
+	good := s.object(key)
+	other := h.store.durable.Load().segments[1]
+	other.object = h.store.objectOf(other)
+	table := int(gzipTableSize(int64(info.size)))
+	flipped := append([]byte(nil), good...)
+	flipped[len(flipped)-table/2] ^= 1
+	for name, b := range map[string][]byte{
+		"missing": nil, "empty": {}, "cut short": good[:len(good)-1], "longer": append([]byte("x"), good...),
+		"another segment": s.object(h.store.objectKey(other)), "table flipped": flipped,
+	} {
+		if s.set(key, b); b == nil {
+			s.remove(key)
+		}
+		err := h.store.drop(info)
+		wantError(t, err, errArchiveCorrupt, key)
+		if h.local() != 1 {
+			t.Errorf("%s: the file is gone", name)
+		}
+	}
+	s.set(key, good)
+	s.fault(s3Head, key, "503", 1)
+	wantError(t, h.store.drop(info), errArchiveUnavailable, key)
+	eventually(t, "the bucket is not asked again", func() bool { _, err := h.store.cold.size(key); return err == nil })
+	flipBit(t, h.store.segmentPath(info), 1000, 1)
+	if err := h.store.drop(info); err == nil || h.local() != 1 {
+		t.Errorf("a damaged file is dropped: %v", err)
+	}
+	flipBit(t, h.store.segmentPath(info), 1000, 1)
+	if err := h.store.pin([]segmentInfo{info}, pinAsked); err != nil {
+		t.Fatal(err)
+	}
+	wantError(t, h.store.drop(info), errKept)
+	h.reopen()
+	wantError(t, h.store.drop(info), errKept)
+	if err := errors.Join(h.store.unpin([]segmentInfo{info}), h.store.drop(info)); err != nil || h.local() != 0 {
+		t.Error(err)
+	}
+}
+
+// TestTiering: which files go, and in which order.
+func TestTiering(t *testing.T) {
+	t.Parallel()
+	h, _, _ := coldHarness(t)
+	segments := h.store.durable.Load().segments
+	all, size := true, int64(0)
+	for _, info := range segments {
+		size += int64(info.size)
+	}
+	if r, err := h.store.prefetch(context.Background(), 0, noSeq, &all); err != nil || r.Fetched != 4 || r.Pinned != 4 || r.Segments != 4 {
+		t.Fatalf("prefetch: %+v, %v", r, err)
+	}
+	h.reopen() // nothing was read yet
+	sealed := time.UnixMilli(segments[0].time)
+	drops := func(age time.Duration, most int64, at time.Time) (firsts []int) {
+		h.store.o.dropAge, h.store.o.localMax = age, most
+		for _, info := range h.store.droppable(at) {
+			for i, g := range segments {
+				if g.first == info.first {
+					firsts = append(firsts, i)
+				}
+			}
+		}
+		return firsts
+	}
+	check := func(what string, got []int, want ...int) {
+		t.Helper()
+		if fmt.Sprint(got) != fmt.Sprint(want) {
+			t.Errorf("%s: %v go, want %v", what, got, want)
+		}
+	}
+	late := sealed.Add(1000 * time.Hour)
+	check("pinned", drops(0, 1, late))
+	none := false
+	if r, err := h.store.prefetch(context.Background(), segments[1].first, noSeq, &none); err != nil || r.Segments != 3 || r.Pinned != 0 {
+		t.Fatalf("unpin: %+v, %v", r, err)
+	}
+	check("old", drops(time.Hour, 0, late), 1, 2, 3)
+	check("not old enough", drops(1001*time.Hour, 0, late))
+	check("too many bytes", drops(1001*time.Hour, size-1, late), 1)
+	check("many too many bytes", drops(1001*time.Hour, size-int64(segments[1].size)-1, late), 1, 2)
+	if _, err := h.store.entryAt(segments[1].first); err != nil {
+		t.Fatal(err)
+	}
+	check("read lately", drops(1001*time.Hour, size-1, late), 2)
+	check("old but read", drops(time.Hour, 0, time.Now()), 2, 3)
+	h.store.tierOnce(time.Now())
+	if n := h.local(); n != 2 {
+		t.Errorf("%d files are here, want that which is pinned and that which was read", n)
+	}
+	if m := &h.store.o.metrics.cold; m.segments.value() != 2 || m.dropped.value() != 2 || m.pinned.value() != 1 {
+		t.Errorf("metrics: %d cold, %d dropped, %d pinned", m.segments.value(), m.dropped.value(), m.pinned.value())
+	}
+}
+
+// TestColdFromPeer: an object that is damaged or gone is replaced by what a peer
+// has, which stays; without one the error says which object it is.
+func TestColdFromPeer(t *testing.T) {
+	t.Parallel()
+	h, warm, s := coldHarness(t)
+	info := h.store.durable.Load().segments[2]
+	info.object = h.store.objectOf(info)
+	key := h.store.objectKey(info)
+	good := s.object(key)
+	bad := append([]byte(nil), good...)
+	for i := range 20 {
+		bad[len(bad)*i/20+100] ^= 1
+	}
+	for name, b := range map[string][]byte{"damaged": bad, "missing": nil} {
+		s.set(key, b)
+		if b == nil {
+			s.remove(key)
+		}
+		h.store.o.refetch = nil
+		for range 2 {
+			_, err := h.store.entryAt(info.first + 3)
+			wantError(t, err, errArchiveCorrupt, key)
+		}
+		if state := h.store.storageState(); state != "damaged: "+segmentName(info) {
+			t.Errorf("%s: state is %q", name, state)
+		}
+		h.store.o.refetch = func(info segmentInfo, write func(func(io.Writer) error) error) error {
+			return write(func(w io.Writer) error { return copyFile(warm.store.segmentPath(info))(0, w) })
+		}
+		clear(h.store.scrub.damages)
+		sameReads(t, h.store, warm.store)
+		if h.local() != 1 || !h.store.isPinned(info.first) || h.store.storageState() != "ok" {
+			t.Errorf("%s: %d files are here, pinned %v, state %q", name, h.local(), h.store.isPinned(info.first), h.store.storageState())
+		}
+		s.set(key, good)
+		if err := errors.Join(h.store.unpin([]segmentInfo{info}), h.store.drop(info)); err != nil {
+			t.Fatal(err)
+		}
+		h.reopen()
+	}
+}
+
+// TestColdRecordDamaged: a record that rots is made again from the bucket, and
+// keeps nobody from starting.
+func TestColdRecordDamaged(t *testing.T) {
+	t.Parallel()
+	h, warm, _ := coldHarness(t)
+	h.sealNow() // D has the names of the objects
+	warm.fsm.ApplyBatch(h.log)
+	warm.settle()
+	for _, scrub := range []bool{false, true} {
+		err := h.store.ledger.db.Update(func(tx *bbolt.Tx) error {
+			return tx.Bucket(bucketCold).ForEach(func(k, v []byte) error {
+				bad := append([]byte(nil), v...)
+				bad[len(bad)/2] ^= 1
+				return tx.Bucket(bucketCold).Put(k, bad)
+			})
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.reopen()
+		if scrub {
+			if err := h.store.scrubPass(context.Background(), &pace{rate: 1 << 30, read: &counter{}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		sameReads(t, h.store, warm.store)
+		for _, info := range h.store.durable.Load().segments[:4] {
+			if _, err := h.store.ledger.coldRecord(info); err != nil {
+				t.Error(err)
+			}
+		}
+		if state := h.store.storageState(); state != "ok" {
+			t.Errorf("state is %q", state)
+		}
+	}
+}
+
+// TestRotMended: a file that rots beside its object is made again from the object.
+func TestRotMended(t *testing.T) {
+	t.Parallel()
+	h, warm, _ := coldHarness(t)
+	info := h.store.durable.Load().segments[0]
+	if err := h.store.bringBack(info); err != nil {
+		t.Fatal(err)
+	}
+	flipBit(t, h.store.segmentPath(info), segmentHeaderSize+5, 1)
+	sameReads(t, h.store, warm.store)
+	if h.store.storageState() != "ok" || h.local() != 1 {
+		t.Errorf("state is %q, %d files", h.store.storageState(), h.local())
+	}
+	h.close()
+	if err := os.Remove(filepath.Join(h.dir, segmentDir, info.id()+segmentSuffix)); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.tryOpen(); err == nil {
+		t.Error("a store opens whose segment is gone and whose D names no object")
+	}
+}
