@@ -5,6 +5,7 @@ minutes), Server runs one in a process of its own. SCRIBE_S3_MINIO and SCRIBE_S3
 """
 
 import fcntl
+import http.client
 import json
 import os
 import pathlib
@@ -103,20 +104,28 @@ class Server:
                 {"ROOT_ACCESS_KEY": ACCESS_KEY, "ROOT_SECRET_KEY": SECRET_KEY})
 
     def start(self):
-        """Start the process, again with the same data after stop; returns when it takes connections."""
+        """Start the process, again with the same data after stop; returns when it is ready."""
         arguments, environment = self.command()
         with open(self.folder / "log", "ab") as log:
             self.process = subprocess.Popen([self.program, *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                                             env=dict(os.environ, **environment))
         deadline = time.monotonic() + 30
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", self.port), 1).close()
-                return self
-            except OSError:
-                if self.process.poll() is not None or time.monotonic() > deadline:
-                    raise AssertionError(f"{self.name} does not come up:\n{(self.folder / 'log').read_text()}") from None
-                time.sleep(0.05)
+        while not self.answers():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"{self.name} does not come up:\n{(self.folder / 'log').read_text()}")
+            time.sleep(0.05)
+        return self
+
+    def answers(self):
+        """Whether it refuses who does not sign, as it does when it is ready."""
+        conn = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+        try:
+            conn.request("GET", "/")
+            return conn.getresponse().status == 403
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            conn.close()
 
     def stop(self):
         """End the process; the data stays."""
