@@ -104,7 +104,7 @@ func (a *archiver) turn(ctx context.Context) error {
 		if err == nil && !a.n.o.archiveAsked {
 			_, err = a.round(ctx, false)
 		} else if err == nil {
-			err = a.publish(ctx)
+			err = errors.Join(a.wrongs(), a.publish(ctx))
 		}
 	}
 	a.note(err)
