@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -145,6 +146,9 @@ func (n *node) beginRestore(r *restoration) (err error) {
 	if n.lock, err = lockDir(n.o.dataDir); err != nil {
 		return err
 	}
+	if err := removeTmp(n.o.dataDir); err != nil {
+		return err
+	}
 	self, err := n.resumeRestore(r)
 	if err == nil && self == nil {
 		self, err = n.markRestore(r)
@@ -172,7 +176,7 @@ func wantRestorable(dir string) error {
 		return err
 	}
 	for _, f := range files {
-		if name := f.Name(); name != lockName && name != "lost+found" {
+		if name := f.Name(); name != lockName && name != "lost+found" && !strings.HasSuffix(name, tmpSuffix) {
 			return fmt.Errorf("%s: %w: it has %s", dir, errNotEmpty, name)
 		}
 	}
