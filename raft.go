@@ -50,6 +50,7 @@ import (
 type node struct {
 	// immutable after open
 	o         nodeOptions
+	offline   bool // a command has the node open, and no other node can be asked for anything
 	lock      *os.File
 	store     *store
 	log       *logStore
@@ -278,16 +279,25 @@ func lockDir(dir string) (*os.File, error) {
 	return f, nil
 }
 
-// openDisk opens the store and the Raft log and makes them agree.
-func (n *node) openDisk() (err error) {
-	n.store, err = openStore(storeOptions{
+// openStore opens the store.
+func (n *node) openStore() (err error) {
+	o := storeOptions{
 		dir: n.o.dataDir, cluster: n.self.Load().cluster, logger: n.o.logger, metrics: n.o.metrics,
 		moved: n.checkpointMoved, fatal: n.fail, fault: n.o.storeFault,
 		refetch: n.refetch, mayRefetch: hasOthers, scrubRate: n.o.scrubRate, scrubPause: n.o.scrubPause,
 		objects: n.o.objects, objectPrefix: n.o.objectPrefix, cacheSize: n.o.cacheSize,
 		dropAge: n.o.dropAge, localMax: n.o.localMax, tierEvery: n.o.archiveEvery,
-	})
-	if err != nil {
+	}
+	if n.offline {
+		o.refetch, o.mayRefetch = nil, nil
+	}
+	n.store, err = openStore(o)
+	return err
+}
+
+// openDisk opens the store and the Raft log and makes them agree.
+func (n *node) openDisk() (err error) {
+	if err := n.openStore(); err != nil {
 		return err
 	}
 	dir := filepath.Join(n.o.dataDir, raftDir)

@@ -182,16 +182,23 @@ func (a *archiver) signManifest(ctx context.Context, segments []segmentInfo, siz
 	if err != nil {
 		return nil, err
 	}
-	root, err := a.n.root(size)
+	m, err := a.n.bucketManifest(segments, head.keys)
 	if err != nil {
 		return nil, err
 	}
-	self := a.n.self.Load()
-	m := &bucketManifest{root: root, cluster: self.cluster, name: self.ClusterName, time: a.n.o.now().UnixMilli(), segments: segments}
-	for _, f := range head.keys.former {
+	return m.sign(head.keys.signer), nil
+}
+
+// bucketManifest returns the manifest over segments, of a ledger with these keys.
+func (n *node) bucketManifest(segments []segmentInfo, keys *ledgerKeys) (*bucketManifest, error) {
+	self := n.self.Load()
+	m := &bucketManifest{cluster: self.cluster, name: self.ClusterName, time: n.o.now().UnixMilli(), segments: segments}
+	for _, f := range keys.former {
 		m.former = append(m.former, f.handOver)
 	}
-	return m.sign(head.keys.signer), nil
+	var err error
+	m.root, err = n.root(m.size())
+	return m, err
 }
 
 // putManifest puts a bucket manifest and reads it back.

@@ -99,7 +99,7 @@ func restoreNode(ctx context.Context, o nodeOptions, r *restoration) (*restoredC
 	if o.metrics == nil {
 		o.metrics = newMetrics()
 	}
-	n := &node{o: o, sealNow: make(chan struct{}, 1), failures: make(chan error, 1)}
+	n := &node{o: o, offline: true, sealNow: make(chan struct{}, 1), failures: make(chan error, 1)}
 	n.changing.init()
 	n.checks.wake = make(chan struct{}, 1)
 	n.ctx, n.cancel = context.WithCancel(ctx)
