@@ -9,14 +9,14 @@ import (
 	"time"
 )
 
-// TestSimBucketDown: the bucket is down for an hour of virtual time while three nodes
-// are written to. No write is refused or slow, none is lost, and all is archived
+// TestSimBucketDown: the bucket is down for ten minutes of virtual time, or an hour with
+// SCRIBE_SIM_HOURS, while three nodes are written to. No write is refused or slow, none is lost, and all is archived
 // soon after it is back.
 func TestSimBucketDown(t *testing.T) {
 	t.Parallel()
-	dir, down := t.TempDir(), time.Hour
-	if testing.Short() {
-		down = 10 * time.Minute
+	dir, down := t.TempDir(), 10*time.Minute
+	if envUint(t, "SCRIBE_SIM_HOURS") > 0 {
+		down = time.Hour
 	}
 	synctest.Test(t, func(t *testing.T) {
 		b := newMemBucket(t)
