@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -447,7 +448,7 @@ func rounds(t testing.TB, count int) int {
 }
 
 // check is the whole truth: with everything sealed, all nodes have the same
-// segment files, every root derived from their bytes is the one the manifest
+// segments, wherever they are, every root derived from their bytes is the one the manifest
 // names, the root over all entries is the one the node gives, every key's chain of versions is whole, and every acknowledged write
 // is where it was said to be.
 func (c *testCluster) check() {
@@ -471,7 +472,7 @@ func (c *testCluster) check() {
 		})
 		checkStore(c.t, n.store)
 		c.checkAcked(i)
-		files := segmentFiles(c.t, n.o.dataDir)
+		files := segmentBytesOf(c.t, n.store)
 		if first == nil {
 			first = files
 		}
@@ -481,7 +482,7 @@ func (c *testCluster) check() {
 			}
 		}
 		if len(files) != len(first) {
-			c.t.Errorf("node %d has %d segment files, node 1 has %d", i+1, len(files), len(first))
+			c.t.Errorf("node %d has %d segments, node 1 has %d", i+1, len(files), len(first))
 		}
 	}
 }
@@ -549,10 +550,28 @@ func checkStore(t testing.TB, s *store) {
 
 // openAnew opens a segment where its bytes are: its file, unless it is cold.
 func (s *store) openAnew(info segmentInfo) (*segmentFile, error) {
-	if s.isCold(info.first) {
+	f, err := s.openSegment(info)
+	if errors.Is(err, fs.ErrNotExist) {
 		return s.openCold(info)
 	}
-	return s.openSegment(info)
+	return f, err
+}
+
+// segmentBytesOf reads all segments of a store, by name, wherever they are.
+func segmentBytesOf(t testing.TB, s *store) map[string][]byte {
+	t.Helper()
+	all := make(map[string][]byte)
+	for _, info := range s.durable.Load().segments {
+		f, err := s.openAnew(info)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if all[info.id()], err = io.ReadAll(f.src.section(0, f.size, false)); err != nil {
+			t.Fatal(err)
+		}
+		f.close()
+	}
+	return all
 }
 
 // segmentFiles reads all segment files below dir, by name.

@@ -106,6 +106,13 @@ func (s *s3Server) fault(op s3Op, key, kind string, times int) {
 	s.faults = append(s.faults, &s3Fault{op, key, kind, times})
 }
 
+// heal ends all faults.
+func (s *s3Server) heal() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.faults = nil
+}
+
 // nextFault returns what is to go wrong now, or "".
 func (s *s3Server) nextFault(op s3Op, key string) string {
 	s.mu.Lock()

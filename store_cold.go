@@ -250,25 +250,14 @@ func (s *store) readTable(info segmentInfo) (*gzipTable, error) {
 	if err != nil {
 		return nil, err
 	}
-	want := gzipTableSize(int64(info.size))
-	if size <= want {
-		return nil, damagedObject(key, fmt.Errorf("%w: it has %d bytes", errPacked, size))
+	p, err := openPacked(info.object, int64(info.size), size, func(from, size int64) ([]byte, error) { return s.cold.read(key, from, size) })
+	if errors.Is(err, errPacked) {
+		err = damagedObject(key, err)
 	}
-	b, err := s.cold.read(key, size-want, want)
 	if err != nil {
 		return nil, err
 	}
-	t, err := parseGzipTable(b, int64(info.size))
-	if err == nil && t.objectSize() != size {
-		err = fmt.Errorf("%w: it has %d bytes, its table says %d", errPacked, size, t.objectSize())
-	}
-	if err == nil {
-		err = (&coldRecord{object: info.object, table: t}).checkName(info)
-	}
-	if err != nil {
-		return nil, damagedObject(key, err)
-	}
-	return t, nil
+	return p.table, (&coldRecord{object: info.object, table: p.table}).checkName(info)
 }
 
 // readColdRecord makes the record of a segment from its object.

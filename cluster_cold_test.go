@@ -1,0 +1,204 @@
+package main
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// coldCluster returns a cluster that archives in a strict S3 and drops nothing yet.
+func coldCluster(t *testing.T, size int) (*testCluster, *s3Server) {
+	t.Helper()
+	s := newS3Server(t)
+	s.mayChange = func(key string) bool { return strings.HasSuffix(key, liveName) }
+	bucket := bucketStore{newS3Test(t, s, func(o *s3Options) { o.retries = 1 })}
+	return newCluster(t, size, func(o *nodeOptions) {
+		o.objects, o.objectPrefix, o.cacheSize = bucket, "cold/", 64<<20
+		o.archiveEvery, o.dropAge = 20*time.Millisecond, time.Hour
+	}), s
+}
+
+// goCold restarts all nodes so that they drop what they may, and waits until each
+// has dropped all that is archived.
+func (c *testCluster) goCold() {
+	c.t.Helper()
+	c.waitArchived()
+	for i := range c.nodes {
+		c.nodes[i].o.dropAge = 0
+		c.restart(i)
+	}
+	c.leader()
+	for i := range c.nodes {
+		c.waitCold(i)
+	}
+}
+
+// waitCold waits until node i has no file of what is archived.
+func (c *testCluster) waitCold(i int) {
+	c.t.Helper()
+	eventually(c.t, fmt.Sprintf("node %d does not drop everything", i+1), func() bool {
+		c.tend()
+		n := c.nodes[i]
+		if n.node == nil || n.raft.Load() == nil || len(n.store.durable.Load().segments) == 0 {
+			return false
+		}
+		return !slices.ContainsFunc(n.store.durable.Load().segments, func(info segmentInfo) bool {
+			_, err := os.Stat(n.store.segmentPath(info))
+			return err == nil || !n.store.isCold(info.first)
+		})
+	})
+}
+
+// coldTargets are GETs that between them read everything of the ledger that
+// writeAll writes, in every way there is.
+func coldTargets(m *manifest) (targets [][]string) {
+	for _, key := range []string{"/a", "/b%20c", "/%00%ff", "/dir/big", "/dir/small", "/gone", "/never"} {
+		targets = append(targets, []string{key}, []string{key + "?version=1"}, []string{key + "?version=2"}, []string{"/history" + key},
+			[]string{"/history" + key + "?limit=1"}, []string{key + "?at=20"}, []string{key, "Range: bytes=1-3"}, []string{key, `If-None-Match: "3"`})
+	}
+	for _, path := range []string{"/dir/big?seq=4", "/keys", "/keys?prefix=dir/", "/keys?limit=2&after=a", "/ledger/entries?limit=500", "/ledger/entries?from=7&limit=3&values=true",
+		"/ledger/tile/0/000.p/30", "/ledger/tile/entries/000.p/30", "/ledger/proof?seq=3&size=20", "/ledger/consistency?from=3&to=25"} {
+		targets = append(targets, []string{path})
+	}
+	for _, info := range m.shown() {
+		for _, part := range []string{"bytes=0-9", "bytes=60-400000", "bytes=-100", "bytes=1000-", "bytes=99999999-"} {
+			targets = append(targets, []string{"/ledger/segments/" + info.id(), "Range: " + part})
+		}
+		targets = append(targets, []string{"/ledger/segments/" + info.id()})
+	}
+	return targets
+}
+
+// writeAll writes entries of all kinds in segments of their own.
+func (c *testCluster) writeAll(s *testServer) {
+	c.t.Helper()
+	r := rand.New(rand.NewPCG(3, 4))
+	for round := range 5 {
+		for i, key := range []string{"/a", "/b%20c", "/%00%ff", "/gone", "/dir/big", "/dir/small"} {
+			body := randomText(r, 100+10*i+round)
+			if key == "/dir/big" {
+				body = randomText(r, 300_000+100_000*round)
+			}
+			if a := s.do("PUT", key, body, "Content-Type: text/x-test"); a.status > 201 {
+				c.t.Fatalf("PUT %s: %d %s", key, a.status, a.body)
+			}
+		}
+		if a := s.do("DELETE", "/gone", ""); a.status != 200 {
+			c.t.Fatalf("DELETE: %d %s", a.status, a.body)
+		}
+		c.sealAll()
+	}
+}
+
+// answersOf returns what a server says to all targets.
+func answersOf(s *testServer, targets [][]string) (answers []string) {
+	for _, target := range targets {
+		a := s.do("GET", target[0], "", target[1:]...)
+		text := fmt.Sprintf("GET %s: %d\n", target, a.status)
+		for _, h := range []string{"Content-Type", "Etag", "Repr-Digest", "Last-Modified", "Scribe-Seq", "Scribe-Version", "Scribe-Time", "Content-Range"} {
+			text += h + ": " + a.Get(h) + "\n"
+		}
+		answers = append(answers, text+a.body)
+	}
+	return answers
+}
+
+// TestColdCluster: with everything in the bucket, one and three nodes answer as
+// they did before, take writes, verify and audit; without the bucket they say so.
+func TestColdCluster(t *testing.T) {
+	t.Parallel()
+	for _, size := range []int{1, 3} {
+		t.Run(fmt.Sprint(size), func(t *testing.T) {
+			t.Parallel()
+			c, bucket := coldCluster(t, size)
+			c.writeAll(serveCluster(t, c)[0])
+			c.waitArchived()
+			targets := coldTargets(c.nodes[0].store.manifest.Load())
+			want := answersOf(serveCluster(t, c)[c.leader()], targets)
+			c.goCold()
+			servers := serveCluster(t, c)
+			for i, s := range servers {
+				for k, got := range answersOf(s, targets) {
+					if got != want[k] {
+						t.Errorf("node %d: %.300q, was %.300q", i+1, got, want[k])
+					}
+				}
+				checkWholeTree(t, s, s.key())
+				var m struct {
+					Segments []struct{ State, Object string }
+				}
+				s.decode("/ledger/manifest", &m)
+				for _, g := range m.Segments {
+					if g.State != "cold" || !strings.HasPrefix(g.Object, "cold/") || bucket.object(g.Object) == nil {
+						t.Errorf("node %d: segment is %+v", i+1, g)
+					}
+				}
+			}
+			c.writeCold(servers)
+			for _, s := range servers {
+				folder := t.TempDir()
+				exits(t, folder, 0, "verified", "verify", "dir/big", "--version", "2", "--url", "http://"+s.addr)
+				exits(t, folder, 0, "", "audit", "--url", "http://"+s.addr)
+			}
+			c.withoutBucket(t, bucket)
+		})
+	}
+}
+
+// writeCold writes to keys whose last version is in the bucket.
+func (c *testCluster) writeCold(servers []*testServer) {
+	c.t.Helper()
+	for i, s := range servers {
+		key := fmt.Sprint("/of-", i)
+		tag := s.do("GET", "/dir/small", "").Get("Etag")
+		s.check([]apiRow{
+			{method: "PUT", target: "/dir/small", body: "x", headers: []string{`If-Match: "1"`}, status: 412, code: "precondition_failed"},
+			{method: "PUT", target: "/dir/small", body: "x", headers: []string{"If-None-Match: *"}, status: 412, code: "precondition_failed"},
+			{method: "PUT", target: "/dir/small?receipt=true", body: "new", headers: []string{"If-Match: " + tag}, status: 200, in: `"receipt"`},
+			{method: "GET", target: "/dir/small", status: 200, in: "new"},
+			{method: "PUT", target: key, body: "1", status: 201},
+			{method: "DELETE", target: key, status: 200},
+			{method: "GET", target: "/verify/a", status: 200, in: `"verified":true`},
+			{method: "GET", target: "/verify/gone", status: 200, in: `"op":"delete"`},
+			{method: "POST", target: "/batch", headers: []string{"Content-Type: application/json"},
+				body: `{"ops":[{"op":"put","key":"batch","value":"1"},{"op":"delete","key":"a"}]}`, status: 200, in: `"results"`},
+			{method: "PUT", target: "/a", body: "again", status: 200},
+		})
+	}
+}
+
+// withoutBucket has the bucket fall silent, damages it, and mends it.
+func (c *testCluster) withoutBucket(t *testing.T, bucket *s3Server) {
+	t.Helper()
+	for i := range c.nodes { // so that nobody has anything in memory
+		c.restart(i)
+	}
+	c.leader()
+	servers := serveCluster(t, c)
+	for _, op := range []s3Op{s3Get, s3Head, s3Put} {
+		bucket.fault(op, "", "503", -1)
+	}
+	for i, s := range servers {
+		eventually(t, "no answer", func() bool { return codeOf(s.do("GET", "/dir/small?version=1", "").body) == "archive_unavailable" })
+		s.check([]apiRow{
+			{method: "GET", target: "/b%20c?version=1", status: 503, code: "archive_unavailable", want: []string{"Retry-After: 1"}},
+			{method: "GET", target: "/history/b%20c", status: 503, code: "archive_unavailable"},
+			{method: "GET", target: "/ledger/entries?from=0&limit=1", status: 503, code: "archive_unavailable"},
+			{method: "GET", target: "/ledger/tile/entries/000.p/3", status: 503, code: "archive_unavailable"},
+			{method: "GET", target: "/verify/b%20c", status: 503, code: "archive_unavailable"},
+			{method: "GET", target: "/ledger/segments/" + c.nodes[0].store.manifest.Load().segments[0].id(), status: 503, code: "archive_unavailable"},
+			{method: "POST", target: "/cluster/prefetch", body: `{"from":0,"to":1}`, status: 503, code: "archive_unavailable"},
+			{method: "PUT", target: fmt.Sprint("/while-it-is-down-", i), body: "x", status: 201},
+			{method: "GET", target: fmt.Sprint("/while-it-is-down-", i), status: 200, in: "x"},
+			{method: "GET", target: "/health", status: 200},
+		})
+	}
+	bucket.heal()
+	for _, s := range servers {
+		eventually(t, "the bucket is not asked again", func() bool { return s.do("GET", "/b%20c?version=1", "").status == 200 })
+	}
+}
