@@ -202,3 +202,108 @@ func (c *testCluster) withoutBucket(t *testing.T, bucket *s3Server) {
 		eventually(t, "the bucket is not asked again", func() bool { return s.do("GET", "/b%20c?version=1", "").status == 200 })
 	}
 }
+
+// TestColdNewcomer: a node with an empty disk takes over a ledger of which no node
+// has a file, from the bucket, and so does one that was away.
+func TestColdNewcomer(t *testing.T) {
+	t.Parallel()
+	c, bucket := coldCluster(t, 3)
+	c.writeAll(serveCluster(t, c)[0])
+	c.goCold()
+	away := (c.leader() + 1) % 3
+	c.kill(away)
+	c.wipe(away)
+	if n := c.leader(away); n == away {
+		t.Fatal("a node leads that is down")
+	}
+	c.put(c.leader(away), "meanwhile", "value")
+	bucket.requests()
+	c.start(away)
+	if v := c.get(away, "meanwhile"); v != "value" {
+		t.Errorf("value is %q", v)
+	}
+	adopted := c.nodes[away].store.o.metrics.cold.adopted.value()
+	if adopted == 0 {
+		t.Error("nothing was adopted")
+	}
+	sent, total := 0, uint64(0)
+	for _, q := range bucket.requests() {
+		sent += q.sent
+	}
+	for _, info := range c.nodes[0].store.durable.Load().segments {
+		total += info.size
+	}
+	t.Logf("%d segments adopted, %d bytes moved for %d", adopted, sent, total)
+	c.waitCold(away)
+	s := serveCluster(t, c)[away]
+	checkWholeTree(t, s, s.key())
+}
+
+// TestColdDamagedObject: an object that is damaged, exchanged or gone is named in a
+// 502 while nobody has its segment, and is no matter while somebody has.
+func TestColdDamagedObject(t *testing.T) {
+	t.Parallel()
+	c, bucket := coldCluster(t, 3)
+	c.writeAll(serveCluster(t, c)[0])
+	keep := c.leader()
+	c.waitArchived()
+	for i := range c.nodes {
+		if i != keep {
+			c.nodes[i].o.dropAge = 0
+			c.restart(i)
+		}
+	}
+	c.leader()
+	one, other := (keep+1)%3, (keep+2)%3
+	c.waitCold(one)
+	c.waitCold(other)
+	bucket.mayChange = func(string) bool { return true }
+	segments := c.nodes[keep].store.manifest.Load().segments
+	keys := make([]string, len(segments))
+	for i, info := range segments {
+		keys[i] = c.nodes[keep].store.objectKey(info)
+	}
+	good := make([][]byte, len(keys))
+	for i, key := range keys {
+		good[i] = bucket.object(key)
+	}
+	bad := append([]byte(nil), good[0]...)
+	for i := range len(bad) / 100 {
+		bad[100*i] ^= 1
+	}
+	bucket.set(keys[0], bad)
+	bucket.set(keys[1], good[2])
+	bucket.remove(keys[2])
+	bucket.set(keys[3], good[3][:len(good[3])/2])
+
+	servers := serveCluster(t, c)
+	for version := range 4 { // node one gets all of them from the one that kept its files
+		target := fmt.Sprintf("/dir/big?version=%d", version+1)
+		if a, b := servers[one].do("GET", target, ""), servers[keep].do("GET", target, ""); a.status != 200 || a.body != b.body {
+			t.Errorf("GET %s: %d %.300s", target, a.status, a.body)
+		}
+		if n := c.nodes[one].store; n.isCold(segments[version].first) || !n.isPinned(segments[version].first) {
+			t.Errorf("segment %d is not kept", version)
+		}
+	}
+	c.kill(keep)
+	c.nodes[one].store.unpin(segments[:4])
+	c.isolate(one, linkLoud)
+	s := servers[other]
+	for version := range 4 {
+		for _, target := range []string{fmt.Sprintf("/b%%20c?version=%d&consistency=stale", version+1), "/ledger/segments/" + segments[version].id()} {
+			a := s.do("GET", target, "")
+			if a.status != 502 || codeOf(a.body) != "archive_corrupt" || !strings.Contains(a.body, keys[version]) {
+				t.Errorf("GET %s: %d %.300s", target, a.status, a.body)
+			}
+		}
+	}
+	for i, key := range keys[:4] {
+		bucket.set(key, good[i])
+	}
+	if a := s.do("GET", "/b%20c?version=2&consistency=stale", ""); a.status != 200 {
+		t.Errorf("after it was put right: %d %s", a.status, a.body)
+	}
+	c.links.heal()
+	c.start(keep)
+}

@@ -145,7 +145,7 @@ func (v *verifier) openNewest(ctx context.Context, a *archived, vkey string) err
 		}
 	}
 	if a.manifest == nil {
-		return fmt.Errorf("%w: %s has no manifest that can be believed: %w", errDifference, where(a.objects, a.folder), errors.Join(wrong...))
+		return fmt.Errorf("%w: %s has %d manifests, none that can be believed: %w", errDifference, where(a.objects, a.folder), len(wrong), wrong[0])
 	}
 	return nil
 }
@@ -294,7 +294,7 @@ func (a *archived) listPacked(ctx context.Context) (map[uint64][]packedPart, err
 // by the root in its footer.
 func (a *archived) find(ctx context.Context, have map[uint64][]packedPart, i segmentInfo) (packedPart, error) {
 	wanted := segmentKey(a.folder, i.object)
-	var wrong []error
+	missing := errMissing
 	for _, part := range have[i.first] {
 		if i.object != "" {
 			if part.key == wanted {
@@ -309,12 +309,14 @@ func (a *archived) find(ctx context.Context, have map[uint64][]packedPart, i seg
 				return part, nil
 			}
 		}
-		wrong = append(wrong, err)
+		if err != nil {
+			missing = fmt.Errorf("%w, or damaged: %w", errMissing, err)
+		}
 	}
 	if i.object == "" {
 		wanted += fmt.Sprintf("%020d-…", i.first)
 	}
-	return packedPart{}, errors.Join(fmt.Errorf("%w: %s/%s: entries %d to %d", errMissing, a.objects, wanted, i.first, i.end()-1), errors.Join(wrong...))
+	return packedPart{}, fmt.Errorf("%w: %s/%s: entries %d to %d", missing, a.objects, wanted, i.first, i.end()-1)
 }
 
 // open opens the object of a segment.

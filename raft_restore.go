@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -149,6 +150,9 @@ func (n *node) beginRestore(r *restoration) (fresh bool, err error) {
 	if n.lock, err = lockDir(n.o.dataDir); err != nil {
 		return false, err
 	}
+	if err := removeTmp(n.o.dataDir); err != nil {
+		return err
+	}
 	self, err := n.resumeRestore(r)
 	if err == nil && self == nil {
 		fresh = true
@@ -177,7 +181,7 @@ func wantRestorable(dir string) error {
 		return err
 	}
 	for _, f := range files {
-		if name := f.Name(); name != lockName && name != "lost+found" {
+		if name := f.Name(); name != lockName && name != "lost+found" && !strings.HasSuffix(name, tmpSuffix) {
 			return fmt.Errorf("%s: %w: it has %s", dir, errNotEmpty, name)
 		}
 	}

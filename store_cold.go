@@ -521,11 +521,21 @@ type farSegment struct {
 	in   io.Reader // from at on; nil: not opened yet
 }
 
-// openFar opens a cold segment as a file.
+// openFar opens a cold segment as a file. The object is there, with its size:
+// who reads all of it is not to hear in the middle that it ends.
 func (s *store) openFar(info segmentInfo) (io.ReadSeekCloser, error) {
 	f, err := s.openCold(info)
 	if err != nil {
 		return nil, err
+	}
+	if b, ok := f.src.(*coldBytes); ok {
+		size, err := s.cold.size(b.key)
+		if want := b.table.objectSize(); err == nil && size != want {
+			err = damagedObject(b.key, fmt.Errorf("it has %d bytes, want %d", size, want))
+		}
+		if err != nil {
+			return nil, err
+		}
 	}
 	return &farSegment{s: s, info: info, f: f}, nil
 }

@@ -475,6 +475,9 @@ func (s *store) sealedFile(id string) (io.ReadSeekCloser, segmentInfo, error) {
 		return f, info, err
 	}
 	if merr := s.mend(info); merr != nil {
+		if errors.Is(err, errArchiveCorrupt) {
+			return nil, info, fmt.Errorf("%w; %v", err, merr)
+		}
 		return nil, info, fmt.Errorf("segment %s: %w: %v; %v", id, errCorrupt, err, merr)
 	}
 	f, err = s.openSound(info)
