@@ -443,3 +443,55 @@ func TestAdoptCold(t *testing.T) {
 		newcomer.reopen()
 	}
 }
+// goldenCold is the segment whose record is in testdata/cold-record-1.bin.
+var goldenCold = segmentInfo{first: 7, count: 3, size: 600_000}
+
+func TestColdRecordGolden(t *testing.T) {
+	packed := golden(t, "packed-1.seg.gz")
+	table, err := parseGzipTable(packed[len(packed)-int(gzipTableSize(600_000)):], 600_000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &coldRecord{bytes.Repeat([]byte("h"), segmentHeaderSize), bytes.Repeat([]byte("f"), segmentFooterSize), packedName(7, table.sum()), table}
+	wantGolden(t, r.append(nil), "cold-record-1.bin")
+	got, err := parseColdRecord(golden(t, "cold-record-1.bin"), goldenCold)
+	if err != nil || !bytes.Equal(got.append(nil), r.append(nil)) || got.object != r.object {
+		t.Errorf("parsed %+v, %v", got, err)
+	}
+}
+
+// TestColdRecordCutAndFlipped: a record that is cut is no record; a flip in what the
+// object's name commits to is found even without the checksum around it.
+func TestColdRecordCutAndFlipped(t *testing.T) {
+	b := golden(t, "cold-record-1.bin")
+	eachCut(b, func(cut []byte) {
+		_, err := parseColdRecord(cut, goldenCold)
+		wantError(t, err, errCorrupt)
+	})
+	_, err := parseColdRecord(append(bytes.Clone(b), 0), goldenCold)
+	wantError(t, err, errCorrupt)
+	eachFlip(b, func(flipped []byte, at int) {
+		if _, err := parseColdRecord(flipped, goldenCold); err == nil && at >= segmentHeaderSize+segmentFooterSize {
+			t.Errorf("byte %d flipped: parsed", at)
+		}
+	})
+	other := goldenCold
+	other.first++
+	_, err = parseColdRecord(b, other)
+	wantError(t, err, errCorrupt, "its table gives the name")
+}
+
+func FuzzColdRecord(f *testing.F) {
+	b := golden(f, "cold-record-1.bin")
+	f.Add(b, uint64(600_000))
+	f.Add(b[:200], uint64(1))
+	f.Fuzz(func(t *testing.T, b []byte, size uint64) {
+		if size > 1<<40 {
+			return
+		}
+		info := segmentInfo{first: 7, count: 3, size: size}
+		if r, err := parseColdRecord(b, info); err == nil && !bytes.Equal(r.append(nil), b) {
+			t.Errorf("%x is read and written as %x", b, r.append(nil))
+		}
+	})
+}

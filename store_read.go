@@ -247,15 +247,24 @@ func (s *store) findInMemory(key []byte, accept func(*header) bool) (entry, bool
 }
 
 // firstAfter returns the seq of the first entry with a time after t, which is
-// the size of the ledger if there is none. Times never go back.
+// the size of the ledger if there is none. Times never go back, and a segment was
+// sealed between its last entry and the next: so one segment is searched at most.
 func (s *store) firstAfter(t int64) (uint64, error) {
+	size, m := s.size(), s.manifest.Load()
+	from, to := min(m.end(), size), size
+	if k := sort.Search(len(m.segments), func(k int) bool { return m.segments[k].time > t }); k < len(m.segments) {
+		from, to = min(m.segments[k].first, size), min(m.segments[k].end(), size)
+	}
 	var err error
-	n := sort.Search(int(s.size()), func(seq int) bool {
-		e, herr := s.headerAt(uint64(seq))
-		err = errors.Join(err, herr)
+	n := sort.Search(int(to-from), func(i int) bool {
+		if err != nil {
+			return true
+		}
+		var e entry
+		e, err = s.headerAt(from + uint64(i))
 		return e.time > t
 	})
-	return uint64(n), err
+	return from + uint64(n), err
 }
 
 // history returns the versions of key with seq < before, newest first, at

@@ -236,6 +236,14 @@ def packed():
     return b"".join(parts) + table + field + bytes.fromhex("0300") + bytes(8)
 
 
+def cold_record():
+    """Of the segment that packed() would hold: header and footer are made up, the table is that of packed()."""
+    table = packed()[-(46 + 36 * 3):]
+    fields = table[16:-18]
+    name = "%020d-%s.seg.gz" % (7, sha(struct.pack(">QI", 600000, 240 << 10) + b"".join(fields[36 * i + 4:36 * i + 36] for i in range(3))).hex())
+    return b"h" * 64 + b"f" * 80 + struct.pack(">H", len(name)) + name.encode() + table
+
+
 def sign(seed, message):  # RFC 8032; the curve is that of e2e/proof.py
     def encode(point):
         z = pow(point[2], proof.P - 2, proof.P)
@@ -283,5 +291,6 @@ if __name__ == "__main__":
     write("signed-1.bin", signed())
     write("node-key-1.bin", node_key())
     write("packed-1.seg.gz", packed())
+    write("cold-record-1.bin", cold_record())
     write("bucket-manifest-1.txt", bucket_manifest())
     write("node-1.json", node_file())
