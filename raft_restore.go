@@ -151,7 +151,7 @@ func (n *node) beginRestore(r *restoration) (fresh bool, err error) {
 		return false, err
 	}
 	if err := removeTmp(n.o.dataDir); err != nil {
-		return err
+		return false, err
 	}
 	self, err := n.resumeRestore(r)
 	if err == nil && self == nil {
