@@ -165,6 +165,7 @@ class Damage:
         kinds = KINDS if LONG else random.sample(KINDS, 1)
         for kind in kinds:
             print(kind, end="; ", flush=True)
+            self.new_bucket()
             c = self.archiving(3)
             self.vkey_of(c.nodes[0])
             values = self.small(c.nodes[0])
