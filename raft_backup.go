@@ -56,7 +56,7 @@ func openStoppedLedger(o nodeOptions) (signed []byte, s *store, closed func() er
 		return nil, nil, nil, err
 	}
 	if keys == nil || len(state.segments) == 0 {
-		return nil, nil, nil, errors.New("it has no sealed segment: start it, and POST /cluster/seal")
+		return nil, nil, nil, errors.New("it has no sealed segment, or none since the ledger got its key: start it, and POST /cluster/seal")
 	}
 	m, err := n.bucketManifest(state.segments, keys)
 	if err != nil {
