@@ -55,18 +55,24 @@ type archiver struct {
 	wrong     map[uint64]wrongObject // by the first entry of the segment
 	published publishedManifest
 	lived     time.Time // when live was written
+	beat      int       // how many objects the patrol has visited
 }
 
-// wrongObject is an object that does not hold what its name says.
+// wrongObject is an object that is not what its name says.
 type wrongObject struct {
 	key  string
+	what string
 	err  error
 	seen time.Time
 }
 
-func (w *wrongObject) Error() string {
-	return fmt.Sprintf("%s holds other bytes than its name says and is left as it is, the segment stays on the nodes: %s", w.key, w.err)
-}
+// What may be wrong with an object.
+const (
+	otherBytes = "holds other bytes than its name says, and is left as it is"
+	goneObject = "is gone, and no node has the segment"
+)
+
+func (w *wrongObject) Error() string { return fmt.Sprintf("%s %s: %s", w.key, w.what, w.err) }
 
 func (w *wrongObject) Unwrap() error { return w.err }
 
@@ -105,6 +111,9 @@ func (a *archiver) turn(ctx context.Context) error {
 			_, err = a.round(ctx, false)
 		} else if err == nil {
 			err = errors.Join(a.wrongs(), a.publish(ctx))
+		}
+		if err == nil || len(a.wrong) > 0 {
+			err = errors.Join(err, a.patrol(ctx))
 		}
 	}
 	a.note(err)
@@ -201,9 +210,6 @@ func (a *archiver) isWrong(info segmentInfo) bool {
 // wrongs returns what is known to be wrong in the bucket, nil if nothing is.
 func (a *archiver) wrongs() (err error) {
 	for _, info := range a.n.store.manifest.Load().shown() {
-		if info.object != "" { // somebody has put it right, and another leader recorded it
-			delete(a.wrong, info.first)
-		}
 		if w, ok := a.wrong[info.first]; ok && err == nil {
 			err = &w
 		}
