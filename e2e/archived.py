@@ -31,6 +31,10 @@ class Bucketed(Scenario):
         cls.addClassCleanup(cls.server.close)
 
     def setUp(self):
+        self.new_bucket()
+
+    def new_bucket(self):
+        """A bucket for the next cluster."""
         self.bucket = Bucket(self.server, "ledger-" + os.urandom(4).hex()).make()
 
     def s3(self, **other):

@@ -9,6 +9,7 @@ archive and cold use a real S3 server (s3_servers.py) on the same cores; gzip is
 """
 
 import argparse
+import base64
 import contextlib
 import datetime
 import json
@@ -309,7 +310,8 @@ class Bench:
             node = c.nodes[0]
             keys = random_keys(300_000)
             for start in range(0, len(keys), 100_000):
-                send_batch(node.port, batch_body(keys[start:start + 100_000], os.urandom(50).hex().encode()))
+                values = (base64.b64encode(os.urandom(75)) for _ in range(100_000))  # which gzip makes little of
+                send_batch(node.port, b"".join(batch_body([key], value) for key, value in zip(keys[start:], values)))
             archive_rate(node)
             node.stop()
             node.sections["storage.tiering"]["age_threshold_secs"] = 0

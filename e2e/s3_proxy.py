@@ -1,7 +1,8 @@
 """A proxy in front of an S3 server: it counts what passes, and answers in the server's place where a test wants that.
 
 The Host header goes through as it is, since it is signed. answer is a function of (method, path) that returns None,
-or (status, headers, body) to be sent in the server's place.
+or (status, headers, body) to be sent in the server's place, which then never heard of the request. spoil is one that
+gets what the server answered too, after it did what it was asked for, and returns what to send; None breaks the connection.
 """
 
 import contextlib
@@ -15,7 +16,7 @@ class Proxy:
     """Listens on a port of its own until close; as a context manager until the block ends."""
 
     def __init__(self, server):
-        self.server, self.answer = server, None
+        self.server, self.answer, self.spoil = server, None, None
         self.mutex = threading.Lock()
         self.reset()
         proxy = self
@@ -53,7 +54,12 @@ class Proxy:
         body = request.rfile.read(int(request.headers.get("Content-Length", 0)))
         given = self.answer and self.answer(request.command, request.path)
         try:
-            status, headers, content = given or self.ask(request, body)
+            given = given or self.ask(request, body)
+            if self.spoil:
+                given = self.spoil(request.command, request.path, given)
+            if given is None:
+                raise OSError("spoiled")
+            status, headers, content = given
         except (OSError, http.client.HTTPException):
             request.close_connection = True
             return

@@ -1,5 +1,6 @@
 """A ledger that lies in a bucket, on both servers: all calls over cold data, kills while archiving and dropping."""
 
+import json
 import random
 import shutil
 import threading
@@ -7,7 +8,7 @@ import time
 
 import helpers
 from archived import Bucketed, Written, check_tools, segments, wait_cold
-from helpers import LONG, wait_for
+from helpers import JSON, LONG, wait_for
 from load import Load
 from truth import check
 
@@ -56,6 +57,49 @@ class ColdOnVersitygw(Cold, Bucketed):
 
 class ColdOnMinio(Cold, Bucketed):
     server_name = "minio"
+
+
+class Tiering(Bucketed):
+    def local(self, node):
+        """Bytes of segments with a file on this node."""
+        return sum(s["size"] for s in segments(node) if s["state"] != "cold")
+
+    def test_room_is_kept_and_segments_come_back(self):
+        """local_max_bytes holds; prefetch brings files back, and pinned ones stay over restarts until they are let go."""
+        limit = 900_000  # one segment has 700,000
+        c = self.archiving(1, local_max_bytes=limit)
+        node = c.nodes[0]
+        written = Written(self, node)
+        self.vkey_of(node)
+        self.archive(c)
+        wait_for("room is made", lambda: self.local(node) <= limit, 30)
+        self.assertGreater(self.local(node), 0, "more went than had to")
+        wanted = segments(node)[1:4]
+        span = {"from": wanted[0]["first_seq"], "to": wanted[-1]["first_seq"]}
+
+        def prefetch(pin):
+            return self.expect(node.post("/cluster/prefetch", json.dumps({**span, "pin": pin}).encode(), JSON), 200).json()
+
+        def states():
+            return [s["state"] for s in segments(node)[1:4]]
+        told = prefetch(True)
+        self.assertEqual((told["segments"], told["pinned"]), (3, 3), told)
+        self.assertEqual(states(), ["archived"] * 3)
+        node.kill()
+        node.start().wait_ready()
+        wait_for("others went", lambda: self.local(node) <= limit, 30)
+        self.assertEqual(states(), ["archived"] * 3)
+        self.server.stop()
+        try:  # what is pinned is read without the server
+            for seq in (span["from"], span["to"]):
+                key, value, _ = written.entries[seq]
+                self.assertEqual(self.expect(node.get(f"/{key}?seq={seq}"), 200).body, value)
+        finally:
+            self.server.start()
+        prefetch(False)
+        wait_for("room is made again", lambda: self.local(node) <= limit, 30)
+        written.check(node)
+        check(self, c)
 
 
 class Kills(Bucketed):

@@ -6,8 +6,9 @@ import time
 
 import helpers
 from archived import Bucketed, Written, segments
-from helpers import LONG, wait_for
+from helpers import LONG, sha256, wait_for
 from load import Load
+from s3_proxy import Proxy, error
 from truth import check
 
 
@@ -67,6 +68,38 @@ class Down(Bucketed):
         self.archive(c)
         written.check(node)
         check(self, c)
+
+
+class Flaky(Bucketed):
+    def test_a_third_of_all_requests_fail(self):
+        """Some are not done, some are done but answered with an error, cut short or not at all; reads and writes are right."""
+        rng = random.Random(5)
+        with Proxy(self.server) as proxy:
+            c = self.archiving(s3=self.s3(endpoint=proxy.url), age_threshold_secs=0)
+            proxy.answer = lambda method, path: error(503, "SlowDown") if rng.random() < 0.1 else None
+
+            def spoil(method, path, given):
+                chance = rng.random()
+                if chance < 0.1:
+                    return error(500, "InternalError", "We encountered an internal error. Please try again.")
+                if chance < 0.15 and method == "GET":
+                    return given[0], given[1], given[2][:len(given[2]) // 2]
+                return None if chance < 0.2 else given
+            proxy.spoil = spoil
+            with Load(c, writers=3, size=1500) as load:
+                until = time.monotonic() + (60 if LONG else 5)
+                while time.monotonic() < until:
+                    c.leader().post("/cluster/seal")
+                    time.sleep(0.3)
+                wait_for("some is cold", lambda: any(s["state"] == "cold" for s in segments(c.leader())), 60)
+            self.assertEqual((load.failed, load.violations), ([], []))
+            for key, version, digest in list(load.acked.values())[:40]:
+                reply = self.expect(c.nodes[0].get(f"/kv/{key.replace('/', '%2F')}?version={version}"), (200, 502, 503))
+                self.assertIn(sha256(reply.body) if reply.status == 200 else reply.code(), (digest, "archive_unavailable", "archive_corrupt"))
+            proxy.answer = proxy.spoil = None
+            self.archive(c)
+            check(self, c, load)
+            self.check_bucket(c)
 
 
 KINDS = ["one bit in each", "cut in half", "empty", "swapped", "zeros of the same size", "gone"]
@@ -132,6 +165,7 @@ class Damage:
         kinds = KINDS if LONG else random.sample(KINDS, 1)
         for kind in kinds:
             print(kind, end="; ", flush=True)
+            self.new_bucket()
             c = self.archiving(3)
             self.vkey_of(c.nodes[0])
             values = self.small(c.nodes[0])

@@ -2,11 +2,13 @@
 copy goes, and all is archived as soon as the bucket can be used, without a restart."""
 
 import json
+import pathlib
 import re
 
 import socket
 
 import time
+import tomllib
 
 import helpers
 from archived import Bucketed, segments
@@ -136,6 +138,15 @@ class Faults(Bucketed):
         self.expect(first.nodes[0].put("/k", b"more"), 200)
         self.archive(first)
         check(self, first)
+
+    def test_the_section_of_config_toml(self):
+        """What config.toml has for MinIO is whole as soon as the # in front are gone."""
+        section = pathlib.Path(helpers.ROOT, "config.toml").read_text().partition("\n[storage.s3]\n")[2].partition("\n[")[0]
+        keys = tomllib.loads(re.sub("(?m)^# ", "", section))
+        self.assertLessEqual(set(self.s3()), set(keys))
+        node = self.node_with({**keys, **self.s3()}, {}).wait_ready()
+        self.expect(node.put("/k", b"v"), 201)
+        self.archive(self.clusters[-1])
 
     def test_refused_at_start(self):
         for keys, words in (({"endpoint": "minio:9000"}, "endpoint"), ({"endpoint": "ftp://minio"}, "endpoint"), ({"secret_access_key": None}, "secret_access_key"),
