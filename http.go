@@ -47,6 +47,8 @@ type serverNode interface {
 	signedHead(ctx context.Context, minSize uint64, cosigned bool) (signedHead, error)
 	// witnessedHead is documented at node.witnessedHead.
 	witnessedHead(ctx context.Context, least uint64) (signedHead, error)
+	// signedManifest is documented at node.signedManifest.
+	signedManifest(ctx context.Context) ([]byte, error)
 	ledgerVKeys() (current string, former []string, err error)
 	nodeVKeys() map[uint64]string
 	rotateLedgerKey(ctx context.Context) error

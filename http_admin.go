@@ -334,6 +334,11 @@ func (s *server) prefetch(c *call) (reply, error) {
 
 // manifest answers with the sealed segments and what is not sealed yet.
 func (s *server) manifest(c *call) (reply, error) {
+	if signed, err := c.flag("signed"); err != nil {
+		return reply{}, err
+	} else if signed {
+		return s.signedManifest(c)
+	}
 	type segmentJSON struct {
 		ID        string  `json:"id"`
 		FirstSeq  uint64  `json:"first_seq"`

@@ -398,6 +398,13 @@ func (f *fakeLedger) witnessedHead(ctx context.Context, least uint64) (signedHea
 	return head, err
 }
 
+func (f *fakeLedger) signedManifest(ctx context.Context) ([]byte, error) {
+	if _, ok := ctx.Deadline(); !ok {
+		f.t.Error("signedManifest without a deadline")
+	}
+	return []byte("a manifest\n"), f.headFail
+}
+
 func (f *fakeLedger) signedHead(ctx context.Context, minSize uint64, cosigned bool) (signedHead, error) {
 	if _, ok := ctx.Deadline(); !ok {
 		f.t.Error("signedHead without a deadline")

@@ -171,6 +171,8 @@ func TestManifestAndSegments(t *testing.T) {
 	s.check([]apiRow{
 		{method: "GET", target: "/ledger/manifest", status: 200, in: `{"ledger_size":1,"pending":{"first_seq":0,"count":1,"size":17},"segments":[],"version":0}`},
 		{method: "POST", target: "/cluster/seal", status: 200, in: `{"ledger_size":1,"manifest_version":1,"segments":1}`},
+		{method: "GET", target: "/ledger/manifest?signed=true", status: 200, in: "a manifest\n", want: []string{"Content-Type: text/plain; charset=utf-8"}},
+		{method: "GET", target: "/ledger/manifest?signed=perhaps", status: 400, code: "malformed"},
 		{method: "GET", target: "/ledger/segments/none", status: 404, code: "not_found"},
 		{method: "GET", target: "/ledger/segments/", status: 404, code: "not_found"},
 		{method: "GET", target: "/ledger/segments/..%2F..%2Fetc%2Fpasswd", status: 404, code: "not_found"},

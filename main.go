@@ -86,6 +86,7 @@ func commands() []command {
 		{"serve", "[--config FILE] [--node-id N] [--bootstrap] [--log-level LEVEL]", "run a node; the default command", (*program).serve},
 		{"recover", "[--config FILE] [--node-id N]", "make a stopped node a cluster of its own when most nodes are lost for good", (*program).recoverAlone},
 		{"repair", "[--config FILE] [--node-id N]", "set the state of a stopped node aside: it fetches everything from the others", (*program).repair},
+		{"backup", "--config FILE|--url URL --to DIR [--key VKEY] [--no-seal]", "bring a folder to where a ledger is, for restore and audit", (*program).backup},
 		{"restore", "--config FILE [--from DIR|s3://BUCKET/PREFIX] [--cluster ID] [--key VKEY] [--force]", "make a cluster of one, that others then join, of what a lost cluster archived", (*program).restore},
 		{"put", "KEY [FILE|-]", "write a value from a file or standard input", (*program).put},
 		{"get", "KEY [--version N] [--seq N] [--at SEQ|TIME] [-o FILE]", "read a value", (*program).get},

@@ -29,6 +29,9 @@ func (p *program) restore(ctx context.Context, args []string) error {
 	if !c.Cluster.Voter {
 		return unusable("restore: cluster.voter is false, and a cluster of one needs a voter")
 	}
+	if err := wantRestorable(c.Node.DataDir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("restoring node %d: %w", c.Node.ID, err)
+	}
 	own, at, err := restorePlaces(c, *from)
 	if err != nil {
 		return err

@@ -145,7 +145,7 @@ func (v *verifier) openNewest(ctx context.Context, a *archived, vkey string) err
 		}
 	}
 	if a.manifest == nil {
-		return fmt.Errorf("%w: %s has no manifest that can be believed: %w", errDifference, where(a.objects, a.folder), errors.Join(wrong...))
+		return fmt.Errorf("%w: %s has %d manifests, none that can be believed: %w", errDifference, where(a.objects, a.folder), len(wrong), wrong[0])
 	}
 	return nil
 }
@@ -259,51 +259,64 @@ func (v *verifier) pinned(origin string) (*pin, error) {
 	return folder.ledger(origin)
 }
 
-// locate finds the objects of all segments. One that the signer did not name is
-// known by the root in its footer.
+// errMissing is wrapped by the error about a segment whose object is not there.
+var errMissing = fmt.Errorf("%w: object is missing", errDifference)
+
+// locate finds the objects of all segments.
 func (a *archived) locate(ctx context.Context) error {
-	sizes := make(map[string]int64)
-	byFirst := make(map[uint64][]string)
-	err := a.objects.list(ctx, a.folder+segmentsFolder, func(key string, size int64) error {
-		if first, _, ok := parsePackedName(path.Base(key)); ok {
-			sizes[key], byFirst[first] = size, append(byFirst[first], key)
-		}
-		return nil
-	})
+	have, err := a.listPacked(ctx)
 	if err != nil {
 		return err
 	}
 	for _, i := range a.manifest.segments {
-		key := segmentKey(a.folder, i.object)
-		if i.object == "" {
-			if key, err = a.search(ctx, i, byFirst[i.first], sizes); err != nil {
-				return err
-			}
+		part, err := a.find(ctx, have, i)
+		if err != nil {
+			return err
 		}
-		size, ok := sizes[key]
-		if !ok {
-			return fmt.Errorf("%w: %s/%s is missing: entries %d to %d", errDifference, a.objects, key, i.first, i.end()-1)
-		}
-		a.parts = append(a.parts, packedPart{key, size})
+		a.parts = append(a.parts, part)
 	}
 	return nil
 }
 
-// search returns which of keys is of the segment i.
-func (a *archived) search(ctx context.Context, i segmentInfo, keys []string, sizes map[string]int64) (string, error) {
-	var wrong []error
-	for _, key := range keys {
-		p, err := a.open(ctx, i, packedPart{key, sizes[key]})
+// listPacked returns the objects of segments, by their first entries.
+func (a *archived) listPacked(ctx context.Context) (map[uint64][]packedPart, error) {
+	have := make(map[uint64][]packedPart)
+	err := a.objects.list(ctx, a.folder+segmentsFolder, func(key string, size int64) error {
+		if first, _, ok := parsePackedName(path.Base(key)); ok {
+			have[first] = append(have[first], packedPart{key, size})
+		}
+		return nil
+	})
+	return have, err
+}
+
+// find returns the object of a segment. One that the signer did not name is known
+// by the root in its footer.
+func (a *archived) find(ctx context.Context, have map[uint64][]packedPart, i segmentInfo) (packedPart, error) {
+	wanted := segmentKey(a.folder, i.object)
+	missing := errMissing
+	for _, part := range have[i.first] {
+		if i.object != "" {
+			if part.key == wanted {
+				return part, nil
+			}
+			continue
+		}
+		p, err := a.open(ctx, i, part)
 		if err == nil {
 			var f segmentFooter
 			if f, err = p.footer(); err == nil && f.root == i.root {
-				return key, nil
+				return part, nil
 			}
 		}
-		wrong = append(wrong, err)
+		if err != nil {
+			missing = fmt.Errorf("%w, or damaged: %w", errMissing, err)
+		}
 	}
-	return "", fmt.Errorf("%w: %s/%s%020d-… is missing: entries %d to %d: %w", errDifference, a.objects, a.folder+segmentsFolder, i.first, i.first, i.end()-1,
-		errors.Join(wrong...))
+	if i.object == "" {
+		wanted += fmt.Sprintf("%020d-…", i.first)
+	}
+	return packedPart{}, fmt.Errorf("%w: %s/%s: entries %d to %d", missing, a.objects, wanted, i.first, i.end()-1)
 }
 
 // open opens the object of a segment.

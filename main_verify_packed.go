@@ -76,3 +76,46 @@ func (a *archived) openFile(k int) func(context.Context) (io.ReaderAt, int64, fu
 		return f, int64(a.manifest.segments[k].size), func() { f.Close() }, nil
 	}
 }
+
+// remoteManifest returns the signed manifest of a server, which must be trusted and
+// the beginning of the tree that the server shows, and what writes the file of one
+// of its segments.
+func (v *verifier) remoteManifest(ctx context.Context, url, key string) ([]byte, func(context.Context, segmentInfo, io.Writer) error, error) {
+	t, err := v.newVisitor(url, key)
+	if err != nil {
+		return nil, nil, err
+	}
+	signed, err := t.client.get(ctx, "/ledger/manifest?signed=true", maxManifest)
+	if err != nil {
+		return nil, nil, err
+	}
+	m, err := parseBucketManifest(signed)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%w: %w", errReply, err)
+	}
+	trusted, err := t.checkpoint(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	if m.key.String() != trusted.key.String() {
+		return nil, nil, fmt.Errorf("%w: manifest: %s, the checkpoint by %s", errOtherKey, m.key, trusted.key)
+	}
+	if _, err := t.extends(ctx, treeHead{origin: m.origin, size: m.size(), root: m.root}, trusted.head); err != nil {
+		return nil, nil, err
+	}
+	return signed, t.client.copySegment, nil
+}
+
+// copySegment writes the file of a segment of the server.
+func (c *ledgerClient) copySegment(ctx context.Context, info segmentInfo, w io.Writer) error {
+	resp, err := c.open(ctx, "/ledger/segments/"+info.id())
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	n, err := io.Copy(w, io.LimitReader(resp.Body, int64(min(info.size, 1<<62))+1))
+	if err == nil && uint64(n) != info.size {
+		err = fmt.Errorf("%w: %s%s: the server sent %d bytes or more, the manifest says %d", errDifference, info.id(), segmentSuffix, n, info.size)
+	}
+	return err
+}

@@ -209,10 +209,10 @@ func TestAuditBackupObjects(t *testing.T) {
 	name, _ := h.packed(h.segments[1])
 	_, other := h.packed(h.segments[2])
 	for want, damage := range map[string]func(path string) error{
-		"is missing: entries 30 to 629": os.Remove,
-		"not verified":                  func(path string) error { return flipFile(path, 100) },
-		"packed segment is damaged":     func(path string) error { return os.Truncate(path, 1000) },
-		"its table is of a file of":     func(path string) error { return os.WriteFile(path, other, 0o600) },
+		"object is missing":         os.Remove,
+		"not verified":              func(path string) error { return flipFile(path, 100) },
+		"packed segment is damaged": func(path string) error { return os.Truncate(path, 1000) },
+		"its table is of a file of": func(path string) error { return os.WriteFile(path, other, 0o600) },
 	} {
 		o := backupOf(t, h)
 		path := filepath.Join(o.dir, segmentKey(bucketFolder("", h.cluster), name))

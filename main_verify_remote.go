@@ -115,25 +115,16 @@ func (a *audit) listRemote(c *ledgerClient, m *manifestJSON) error {
 // fetches it whole, for its values come before what says where they are.
 func (c *ledgerClient) openSegment(info *segmentInfo) func(context.Context) (io.ReaderAt, int64, func(), error) {
 	return func(ctx context.Context) (io.ReaderAt, int64, func(), error) {
-		resp, err := c.open(ctx, "/ledger/segments/"+info.id())
-		if err != nil {
-			return nil, 0, nil, err
-		}
-		defer resp.Body.Close()
 		f, err := os.CreateTemp("", "scribe-ledger-audit-*"+segmentSuffix)
 		if err != nil {
 			return nil, 0, nil, err
 		}
 		os.Remove(f.Name()) // the space is free again when the file is closed
-		n, err := io.Copy(f, io.LimitReader(resp.Body, int64(min(info.size, 1<<62))+1))
-		if err == nil && uint64(n) != info.size {
-			err = fmt.Errorf("%w: %s%s: the server sent %d bytes or more, the manifest says %d", errDifference, info.id(), segmentSuffix, n, info.size)
-		}
-		if err != nil {
+		if err := c.copySegment(ctx, *info, f); err != nil {
 			f.Close()
 			return nil, 0, nil, err
 		}
-		return f, n, func() { f.Close() }, nil
+		return f, int64(info.size), func() { f.Close() }, nil
 	}
 }
 

@@ -50,6 +50,7 @@ import (
 type node struct {
 	// immutable after open
 	o         nodeOptions
+	offline   bool // a command has the node open, and no other node can be asked for anything
 	lock      *os.File
 	store     *store
 	log       *logStore
@@ -78,9 +79,9 @@ type node struct {
 	fsm       atomic.Pointer[fsm]
 	readyTerm atomic.Uint64 // the term in which this leader has applied everything before it
 	diskFull  atomic.Bool
-	door      doorway     // of this leader: shut while leadership is being handed over
-	transfers sync.Mutex  // held for a transfer
-	caughtUp  atomic.Bool // since its start this node has had all that the leader had at some moment
+	door      doorway       // of this leader: shut while leadership is being handed over
+	transfers chan struct{} // holds a token while one is under way: who waits for it has a deadline
+	caughtUp  atomic.Bool   // since its start this node has had all that the leader had at some moment
 
 	checks  comparisons
 	refusal atomic.Pointer[error] // why this node signs no tree head any more
@@ -189,7 +190,7 @@ func openNode(o nodeOptions) (_ *node, err error) {
 	if o.metrics == nil {
 		o.metrics = newMetrics()
 	}
-	n := &node{o: o, sealNow: make(chan struct{}, 1), failures: make(chan error, 1)}
+	n := &node{o: o, sealNow: make(chan struct{}, 1), failures: make(chan error, 1), transfers: make(chan struct{}, 1)}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	n.checks.wake = make(chan struct{}, 1)
 	if n.o.space == nil {
@@ -278,16 +279,25 @@ func lockDir(dir string) (*os.File, error) {
 	return f, nil
 }
 
-// openDisk opens the store and the Raft log and makes them agree.
-func (n *node) openDisk() (err error) {
-	n.store, err = openStore(storeOptions{
+// openStore opens the store.
+func (n *node) openStore() (err error) {
+	o := storeOptions{
 		dir: n.o.dataDir, cluster: n.self.Load().cluster, logger: n.o.logger, metrics: n.o.metrics,
 		moved: n.checkpointMoved, fatal: n.fail, fault: n.o.storeFault,
 		refetch: n.refetch, mayRefetch: hasOthers, scrubRate: n.o.scrubRate, scrubPause: n.o.scrubPause,
 		objects: n.o.objects, objectPrefix: n.o.objectPrefix, cacheSize: n.o.cacheSize,
 		dropAge: n.o.dropAge, localMax: n.o.localMax, tierEvery: n.o.archiveEvery,
-	})
-	if err != nil {
+	}
+	if n.offline {
+		o.refetch, o.mayRefetch = nil, nil
+	}
+	n.store, err = openStore(o)
+	return err
+}
+
+// openDisk opens the store and the Raft log and makes them agree.
+func (n *node) openDisk() (err error) {
+	if err := n.openStore(); err != nil {
 		return err
 	}
 	dir := filepath.Join(n.o.dataDir, raftDir)

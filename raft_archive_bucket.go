@@ -141,6 +141,7 @@ type publishedManifest struct {
 	size  uint64 // entries
 	key   publicKey
 	bytes []byte // nil once they are in the bucket
+	name  string // key of the object
 }
 
 // publish writes a bucket manifest over the segments that are archived without a
@@ -158,19 +159,18 @@ func (a *archiver) publish(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("bucket manifest over %d entries: %w", size, err)
 		}
-		*p = publishedManifest{size, keys.public(), b}
+		*p = publishedManifest{size, keys.public(), b, bucketManifestKey(a.folder(), size, sha256.Sum256(b))}
 	}
 	if p.bytes == nil {
 		return nil
 	}
-	key := bucketManifestKey(a.folder(), size, sha256.Sum256(p.bytes))
-	if err := a.n.store.step("put manifest", func() error { return a.putManifest(ctx, key, p.bytes) }); err != nil {
+	if err := a.n.store.step("put manifest", func() error { return a.putManifest(ctx, p.name, p.bytes) }); err != nil {
 		return err // the same bytes are put next time: no second manifest is left
 	}
 	p.bytes = nil
 	a.n.o.metrics.archive.entries.set(int64(size))
-	a.n.o.logger.Info("bucket manifest written", "entries", size, "segments", prefix, "object", key)
-	a.prune(ctx, key)
+	a.n.o.logger.Info("bucket manifest written", "entries", size, "segments", prefix, "object", p.name)
+	a.prune(ctx, p.name)
 	return nil
 }
 
@@ -182,16 +182,23 @@ func (a *archiver) signManifest(ctx context.Context, segments []segmentInfo, siz
 	if err != nil {
 		return nil, err
 	}
-	root, err := a.n.root(size)
+	m, err := a.n.bucketManifest(segments, head.keys)
 	if err != nil {
 		return nil, err
 	}
-	self := a.n.self.Load()
-	m := &bucketManifest{root: root, cluster: self.cluster, name: self.ClusterName, time: a.n.o.now().UnixMilli(), segments: segments}
-	for _, f := range head.keys.former {
+	return m.sign(head.keys.signer), nil
+}
+
+// bucketManifest returns the manifest over segments, of a ledger with these keys.
+func (n *node) bucketManifest(segments []segmentInfo, keys *ledgerKeys) (*bucketManifest, error) {
+	self := n.self.Load()
+	m := &bucketManifest{cluster: self.cluster, name: self.ClusterName, time: n.o.now().UnixMilli(), segments: segments}
+	for _, f := range keys.former {
 		m.former = append(m.former, f.handOver)
 	}
-	return m.sign(head.keys.signer), nil
+	var err error
+	m.root, err = n.root(m.size())
+	return m, err
 }
 
 // putManifest puts a bucket manifest and reads it back.

@@ -1,0 +1,66 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+)
+
+// signedManifest returns a bucket manifest (manifest_bucket.go) over all confirmed
+// segments, for who makes a backup of them. Objects that are in no bucket have no
+// names in it.
+func (n *node) signedManifest(ctx context.Context) ([]byte, error) {
+	shown := n.store.manifest.Load().shown()
+	if len(shown) == 0 {
+		return nil, errBeyond
+	}
+	return n.archiver.signManifest(ctx, shown, shown[len(shown)-1].end())
+}
+
+// openStoppedLedger opens the store of a node that does not run, and returns it with
+// a bucket manifest over its sealed segments: D knows of the last one that it was
+// sealed, not yet that it was confirmed. What is in the Raft log only is not in them.
+func openStoppedLedger(o nodeOptions) (signed []byte, s *store, closed func() error, err error) {
+	n := &node{o: o, offline: true}
+	n.changing.init()
+	n.ctx, n.cancel = context.WithCancel(context.Background())
+	n.archiver.n = n
+	defer func() {
+		if err != nil {
+			n.release()
+		}
+	}()
+	if _, err := os.Stat(filepath.Join(o.dataDir, nodeFileName)); err != nil {
+		return nil, nil, nil, fmt.Errorf("%s: no node to back up: %w", o.dataDir, err)
+	}
+	if n.lock, err = lockDir(o.dataDir); err != nil {
+		return nil, nil, nil, fmt.Errorf("%w: name its --url", err)
+	}
+	if err := refuseDiverged(o.dataDir); err != nil {
+		return nil, nil, nil, err
+	}
+	self, err := n.loadIdentity()
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	n.self.Store(self)
+	n.o.archiveEvery, n.o.scrubRate = 0, 0
+	if err := n.openStore(); err != nil {
+		return nil, nil, nil, err
+	}
+	state := n.store.durable.Load()
+	keys, err := parseLedgerKeys(state.at.keys)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	if keys == nil || len(state.segments) == 0 {
+		return nil, nil, nil, errors.New("it has no sealed segment, or none since the ledger got its key: start it, and POST /cluster/seal")
+	}
+	m, err := n.bucketManifest(state.segments, keys)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	return m.sign(keys.signer), n.store, n.release, nil
+}
