@@ -198,7 +198,10 @@ func TestRestoreCrash(t *testing.T) {
 			c.lose(size)
 			options := c.nodes[0].o
 			var left []string
-			snapshot := func(string) error {
+			snapshot := func(step string) error {
+				if strings.HasPrefix(step, "before ") && len(left) > 0 && step != "before adopt" {
+					return nil // as after the step before
+				}
 				dir := t.TempDir()
 				if err := os.CopyFS(dir, os.DirFS(options.dataDir)); err != nil {
 					t.Error(err)
