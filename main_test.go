@@ -239,7 +239,7 @@ func TestParseFlagsAnywhere(t *testing.T) {
 
 // apiRoutes are the rows of API.md that README may use.
 var apiRoutes = regexp.MustCompile(`^(GET|PUT|HEAD|DELETE) /(kv/)?[^/?]+(/[^?]*)?$|` +
-	`^POST /(batch|cluster/(join|leave|transfer|seal|rotate-key))$`)
+	`^POST /(batch|cluster/(join|leave|transfer|seal|archive|prefetch|rotate-key))$`)
 
 // reservedRoutes are paths that begin with a reserved word, and how they may be used.
 var reservedRoutes = regexp.MustCompile(`^GET /(history/.+|keys|verify/.+|ledger/.+|health(/live)?|metrics|cluster/(status|members|leader)|kv/.+)$|` +

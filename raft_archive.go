@@ -55,18 +55,24 @@ type archiver struct {
 	wrong     map[uint64]wrongObject // by the first entry of the segment
 	published publishedManifest
 	lived     time.Time // when live was written
+	beat      int       // how many objects the patrol has visited
 }
 
-// wrongObject is an object that does not hold what its name says.
+// wrongObject is an object that is not what its name says.
 type wrongObject struct {
 	key  string
+	what string
 	err  error
 	seen time.Time
 }
 
-func (w *wrongObject) Error() string {
-	return fmt.Sprintf("%s holds other bytes than its name says and is left as it is, the segment stays on the nodes: %s", w.key, w.err)
-}
+// What may be wrong with an object.
+const (
+	otherBytes = "holds other bytes than its name says, and is left as it is"
+	goneObject = "is gone, and no node has the segment"
+)
+
+func (w *wrongObject) Error() string { return fmt.Sprintf("%s %s: %s", w.key, w.what, w.err) }
 
 func (w *wrongObject) Unwrap() error { return w.err }
 
@@ -106,6 +112,9 @@ func (a *archiver) turn(ctx context.Context) error {
 		} else if err == nil {
 			err = errors.Join(a.wrongs(), a.publish(ctx))
 		}
+		if err == nil || len(a.wrong) > 0 {
+			err = errors.Join(err, a.patrol(ctx))
+		}
 	}
 	a.note(err)
 	return err
@@ -113,7 +122,8 @@ func (a *archiver) turn(ctx context.Context) error {
 
 // note keeps what /health says, and logs a line when the bucket comes or goes.
 func (a *archiver) note(err error) {
-	if a.n.ctx.Err() != nil || errors.Is(err, errNoLeader) || errors.Is(err, errNotApplied) {
+	raft := errors.Is(err, errNoLeader) || errors.Is(err, errNotApplied) || errors.Is(err, errUnknownOutcome)
+	if raft || errors.Is(err, context.Canceled) || a.n.ctx.Err() != nil {
 		return // that is not about the bucket
 	}
 	now, before := "ok", a.state.Load()
@@ -201,9 +211,6 @@ func (a *archiver) isWrong(info segmentInfo) bool {
 // wrongs returns what is known to be wrong in the bucket, nil if nothing is.
 func (a *archiver) wrongs() (err error) {
 	for _, info := range a.n.store.manifest.Load().shown() {
-		if info.object != "" { // somebody has put it right, and another leader recorded it
-			delete(a.wrong, info.first)
-		}
 		if w, ok := a.wrong[info.first]; ok && err == nil {
 			err = &w
 		}

@@ -141,6 +141,7 @@ type publishedManifest struct {
 	size  uint64 // entries
 	key   publicKey
 	bytes []byte // nil once they are in the bucket
+	name  string // key of the object
 }
 
 // publish writes a bucket manifest over the segments that are archived without a
@@ -158,19 +159,18 @@ func (a *archiver) publish(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("bucket manifest over %d entries: %w", size, err)
 		}
-		*p = publishedManifest{size, keys.public(), b}
+		*p = publishedManifest{size, keys.public(), b, bucketManifestKey(a.folder(), size, sha256.Sum256(b))}
 	}
 	if p.bytes == nil {
 		return nil
 	}
-	key := bucketManifestKey(a.folder(), size, sha256.Sum256(p.bytes))
-	if err := a.n.store.step("put manifest", func() error { return a.putManifest(ctx, key, p.bytes) }); err != nil {
+	if err := a.n.store.step("put manifest", func() error { return a.putManifest(ctx, p.name, p.bytes) }); err != nil {
 		return err // the same bytes are put next time: no second manifest is left
 	}
 	p.bytes = nil
 	a.n.o.metrics.archive.entries.set(int64(size))
-	a.n.o.logger.Info("bucket manifest written", "entries", size, "segments", prefix, "object", key)
-	a.prune(ctx, key)
+	a.n.o.logger.Info("bucket manifest written", "entries", size, "segments", prefix, "object", p.name)
+	a.prune(ctx, p.name)
 	return nil
 }
 

@@ -25,33 +25,41 @@ func (e *packError) Unwrap() error { return e.err }
 // archive takes one segment through all steps.
 func (a *archiver) archive(ctx context.Context, info segmentInfo) error {
 	begun := time.Now()
-	packed, err := a.pack(ctx, info)
+	name, packed, err := a.upload(ctx, info)
+	if err == nil {
+		err = a.n.store.step("record object", func() error { return a.n.propose(appendArchived(nil, info.first, name)) })
+	}
 	if err != nil {
-		return fmt.Errorf("packing segment %s: %w", info.id(), &packError{err})
-	}
-	defer os.Remove(packed.file.Name())
-	defer packed.file.Close()
-	name := packedName(info.first, packed.table.sum())
-	key := segmentKey(a.folder(), name)
-	step := a.n.store.step
-	err = step("put object", func() error { return a.n.o.objects.put(ctx, key, packed.file, packed.size, packed.sum) })
-	if err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("segment %s: %w", info.id(), err)
 	}
-	if err := step("check object", func() error { return a.check(ctx, info, key, packed.table.sum()) }); err != nil {
-		return fmt.Errorf("segment %s: %w", info.id(), err)
-	}
-	if err := step("record object", func() error { return a.n.propose(appendArchived(nil, info.first, name)) }); err != nil {
-		return fmt.Errorf("segment %s: %w", info.id(), err)
-	}
-	delete(a.wrong, info.first)
 	m, took := &a.n.o.metrics.archive, time.Since(begun)
 	m.segments.add(1)
 	m.bytes.add(info.size)
-	m.packed.add(uint64(packed.size))
+	m.packed.add(uint64(packed))
 	m.seconds.observe(took)
-	a.n.o.logger.Info("segment archived", "segment", info.id(), "object", name, "bytes", info.size, "packed", packed.size, "took", took)
+	a.n.o.logger.Info("segment archived", "segment", info.id(), "object", name, "bytes", info.size, "packed", packed, "took", took)
 	return nil
+}
+
+// upload brings the object of a segment to the bucket, or finds it there, and checks
+// it. It returns the object's name and size.
+func (a *archiver) upload(ctx context.Context, info segmentInfo) (name string, size int64, err error) {
+	p, err := a.pack(ctx, info)
+	if err != nil {
+		return "", 0, &packError{err}
+	}
+	defer os.Remove(p.file.Name())
+	defer p.file.Close()
+	name = packedName(info.first, p.table.sum())
+	key := segmentKey(a.folder(), name)
+	err = a.n.store.step("put object", func() error { return a.n.o.objects.put(ctx, key, p.file, p.size, p.sum) })
+	if err == nil || errors.Is(err, fs.ErrExist) {
+		err = a.n.store.step("check object", func() error { return a.check(ctx, info, key, p.table.sum()) })
+	}
+	if err == nil {
+		delete(a.wrong, info.first)
+	}
+	return name, p.size, err
 }
 
 // packedFile is a packed segment in a temporary file.
@@ -159,7 +167,7 @@ func (a *archiver) check(ctx context.Context, info segmentInfo, key string, sum 
 		err = a.checkOnce(ctx, info, key, sum)
 	}
 	if wrongBytes(err) {
-		return &wrongObject{a.n.o.objects.String() + "/" + key, err, time.Now()}
+		return &wrongObject{a.n.o.objects.String() + "/" + key, otherBytes, err, time.Now()}
 	}
 	return err
 }
@@ -171,26 +179,33 @@ func wrongBytes(err error) bool {
 
 // checkOnce is one try of check.
 func (a *archiver) checkOnce(ctx context.Context, info segmentInfo, key string, sum hash) error {
-	size, err := a.n.o.objects.size(ctx, key)
+	t, err := a.readTable(ctx, info, key, sum)
 	if err != nil {
 		return err
+	}
+	return a.checkMembers(ctx, info, key, t)
+}
+
+// readTable reads the table of an object, which must have that sum, and compares it
+// with the size of the object.
+func (a *archiver) readTable(ctx context.Context, info segmentInfo, key string, sum hash) (*gzipTable, error) {
+	size, err := a.n.o.objects.size(ctx, key)
+	if err != nil {
+		return nil, err
 	}
 	tail := gzipTableSize(int64(info.size))
 	if size < tail {
-		return fmt.Errorf("%w: it has %d bytes, its table alone has %d", errPacked, size, tail)
+		return nil, fmt.Errorf("%w: it has %d bytes, its table alone has %d", errPacked, size, tail)
 	}
 	b, err := a.n.o.objects.read(ctx, key, size-tail, tail)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	t, err := parseGzipTable(b, int64(info.size))
-	if err != nil {
-		return err
+	if err == nil && (t.sum() != sum || t.objectSize() != size) {
+		err = fmt.Errorf("%w: its table has sum %s and is of an object of %d bytes, want %s and %d", errPacked, t.sum(), t.objectSize(), sum, size)
 	}
-	if t.sum() != sum || t.objectSize() != size {
-		return fmt.Errorf("%w: its table has sum %s and is of an object of %d bytes, want %s and %d", errPacked, t.sum(), t.objectSize(), sum, size)
-	}
-	return a.checkMembers(ctx, info, key, t)
+	return t, err
 }
 
 // checkMembers reads all members that t names.

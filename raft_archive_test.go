@@ -474,3 +474,64 @@ func TestArchiveLeadersChange(t *testing.T) {
 	c.checkBucket(b)
 	c.sameVersions()
 }
+
+// TestArchivePatrol: an object that somebody removed is put again, from a copy here or
+// of another node; one that somebody replaced is told; so is one that nobody has.
+func TestArchivePatrol(t *testing.T) {
+	t.Parallel()
+	b := newMemBucket(t)
+	c := newCluster(t, 3, archivedIn(b))
+	c.segmentsOf(3)
+	c.waitArchived()
+	c.checkBucket(b)
+	lead := c.leader()
+	n := c.nodes[lead]
+	all := n.store.manifest.Load().segments
+	manifests := b.keys("/" + manifestsFolder)
+	for _, key := range append(manifests, n.store.objectKey(all[0])) {
+		b.change(key, nil)
+	}
+	if err := n.store.drop(all[1]); err != nil {
+		t.Fatal(err)
+	}
+	b.change(n.store.objectKey(all[1]), nil)
+	eventually(t, "the objects do not come back", func() bool {
+		return len(b.keys("/"+segmentsFolder)) == 3 && len(b.keys("/"+manifestsFolder)) > 0
+	})
+	right := b.object(n.store.objectKey(all[2]))
+	b.change(n.store.objectKey(all[2]), right[:len(right)-1])
+	eventually(t, "nobody tells of the object that was replaced", func() bool {
+		return strings.Contains(n.status().archive, all[2].object+" "+otherBytes) && n.node.o.metrics.archive.wrong.value() == 1
+	})
+	b.change(n.store.objectKey(all[2]), right)
+	eventually(t, "the archive works", func() bool { return n.status().archive == "ok" })
+	b.mu.Lock()
+	for _, i := range all[:2] {
+		b.puts[n.store.objectKey(i)]--
+	}
+	b.mu.Unlock()
+	c.checkBucket(b)
+}
+
+// TestArchiveLost: an object that is gone, and no node has the segment: nothing can be
+// done but to say which one.
+func TestArchiveLost(t *testing.T) {
+	t.Parallel()
+	b := newMemBucket(t)
+	c := newCluster(t, 1, archivedIn(b))
+	c.segmentsOf(2)
+	c.waitArchived()
+	n := c.nodes[0]
+	first := n.store.manifest.Load().segments[0]
+	key := n.store.objectKey(first)
+	kept := b.object(key)
+	if err := n.store.drop(first); err != nil {
+		t.Fatal(err)
+	}
+	b.change(key, nil)
+	eventually(t, "nobody tells", func() bool { return strings.Contains(n.status().archive, first.object+" "+goneObject) })
+	c.segmentsOf(1)
+	c.waitArchived()
+	b.change(key, kept)
+	eventually(t, "the archive works", func() bool { return n.status().archive == "ok" })
+}

@@ -105,10 +105,14 @@ func restoreNode(ctx context.Context, o nodeOptions, r *restoration) (*restoredC
 	n.checks.wake = make(chan struct{}, 1)
 	n.ctx, n.cancel = context.WithCancel(ctx)
 	defer n.release()
-	if err := n.beginRestore(r); err != nil {
+	fresh, err := n.beginRestore(r)
+	if err != nil {
 		return nil, err
 	}
 	if err := n.wantSilence(nil); err != nil {
+		if fresh { // the node may well be meant to join those that answer
+			err = errors.Join(err, os.Remove(filepath.Join(o.dataDir, restoreFileName)))
+		}
 		return nil, err
 	}
 	if err := n.openDisk(); err != nil {
@@ -134,33 +138,34 @@ func restoreNode(ctx context.Context, o nodeOptions, r *restoration) (*restoredC
 	return cut, syncDir(o.dataDir)
 }
 
-// beginRestore takes possession of the directory, which must be empty or what an
-// earlier restore left, and makes sure that this node is alone.
-func (n *node) beginRestore(r *restoration) (err error) {
+// beginRestore takes possession of the directory, which must be empty (fresh) or what
+// an earlier restore left, and opens the port at which other members would answer.
+func (n *node) beginRestore(r *restoration) (fresh bool, err error) {
 	if err := makeDir(n.o.dataDir); err != nil {
-		return err
+		return false, err
 	}
 	if err := wantRestorable(n.o.dataDir); err != nil { // before it gets a file of ours
-		return err
+		return false, err
 	}
 	if n.lock, err = lockDir(n.o.dataDir); err != nil {
-		return err
+		return false, err
 	}
 	if err := removeTmp(n.o.dataDir); err != nil {
-		return err
+		return false, err
 	}
 	self, err := n.resumeRestore(r)
 	if err == nil && self == nil {
+		fresh = true
 		self, err = n.markRestore(r)
 	}
 	if err != nil {
-		return err
+		return fresh, err
 	}
 	n.self.Store(self)
 	n.port, err = listenInternal(n.o.raftListen, portOptions{
 		identity: n.identity, secret: n.o.secret, advertise: n.o.raftAddr, logger: n.o.logger, dial: n.o.dial, listen: n.o.listen,
 	})
-	return err
+	return fresh, err
 }
 
 // wantRestorable returns an error unless dir is empty, or an earlier restore began there.

@@ -288,6 +288,7 @@ func TestColdGet(t *testing.T) {
 // brokenObjects is a bucket whose reads are altered.
 type brokenObjects struct {
 	objectStore
+	mu    sync.Mutex // held while alter runs
 	alter func(key string, from int64, b []byte) ([]byte, error)
 }
 
@@ -296,6 +297,8 @@ func (o *brokenObjects) read(ctx context.Context, key string, from, size int64) 
 	if err != nil {
 		return nil, err
 	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
 	return o.alter(key, from, b)
 }
 
@@ -307,15 +310,13 @@ func TestColdUnavailable(t *testing.T) {
 	h, warm, _ := coldHarness(t)
 	good := h.store.o.objects
 	down := true
-	var mu sync.Mutex
-	h.useObjects(&brokenObjects{good, func(_ string, _ int64, b []byte) ([]byte, error) {
-		mu.Lock()
-		defer mu.Unlock()
+	broken := &brokenObjects{objectStore: good, alter: func(_ string, _ int64, b []byte) ([]byte, error) {
 		if down {
 			return nil, errors.New("no route to host")
 		}
 		return b, nil
-	}}, 64<<20)
+	}}
+	h.useObjects(broken, 64<<20)
 	for range 3 {
 		_, err := h.store.entryAt(3)
 		wantError(t, err, errArchiveUnavailable, "no route to host", "segments/0000")
@@ -328,9 +329,9 @@ func TestColdUnavailable(t *testing.T) {
 	if e, err := h.store.get([]byte("while it is down"), selector{}); err != nil || valueOf(t, &e) != "value" {
 		t.Errorf("local entry: %v", err)
 	}
-	mu.Lock()
+	broken.mu.Lock()
 	down = false
-	mu.Unlock()
+	broken.mu.Unlock()
 	eventually(t, "the bucket is not asked again", func() bool { _, err := h.store.entryAt(3); return err == nil })
 	warm.fsm.ApplyBatch(h.log)
 	warm.settle()
@@ -367,7 +368,12 @@ func TestColdDamaged(t *testing.T) {
 		}
 		return b, nil
 	}
-	for good := 0; reads < rounds(t, 1000); {
+	altered := func() int {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		return reads
+	}
+	for good := 0; altered() < rounds(t, 500); {
 		seq := r.Uint64N(warm.store.size() - 1)
 		h.store.scrub.mu.Lock()
 		clear(h.store.scrub.damages)
@@ -385,7 +391,7 @@ func TestColdDamaged(t *testing.T) {
 			t.Fatalf("entry %d: %v", seq, err)
 		}
 	}
-	t.Logf("%d reads altered", reads)
+	t.Logf("%d reads altered", altered())
 }
 
 // adopt installs a snapshot of from, leaving what is archived in the bucket.
@@ -443,6 +449,7 @@ func TestAdoptCold(t *testing.T) {
 		newcomer.reopen()
 	}
 }
+
 // goldenCold is the segment whose record is in testdata/cold-record-1.bin.
 var goldenCold = segmentInfo{first: 7, count: 3, size: 600_000}
 

@@ -1,13 +1,15 @@
 """The speed of one node and of three beside a bare net/http server, in one run on the same cores.
 
-python3 e2e/bench.py [--cores 0,1] [--duration 10] [--only put,get,latency,batch,failover,restart,growth]
-                     [--growth 10000000] [--entries 1000000] [--failovers 10] [--dir DIR] [--json FILE]
+python3 e2e/bench.py [--cores 0,1] [--duration 10] [--only put,get,latency,batch,failover,restart,archive,cold]
+                     [--server minio|versitygw] [--growth 10000000] [--entries 1000000] [--failovers 10] [--dir DIR] [--json FILE]
 
 Everything, wrk included, is pinned to --cores. Ratios are to the bare server driven by the same
 wrk script, measured before and after (the mean counts). growth only runs when it is asked for.
+archive and cold use a real S3 server (s3_servers.py) on the same cores; gzip is Go's, on one core.
 """
 
 import argparse
+import base64
 import contextlib
 import datetime
 import json
@@ -27,6 +29,9 @@ import time
 import helpers
 from helpers import Cluster, free_port, wait_for
 from load import Load, time_to_next_ack
+from s3_client import Bucket
+from s3_proxy import Proxy
+from s3_servers import ACCESS_KEY, SECRET_KEY, Server
 
 CONNECTIONS = 64
 
@@ -256,12 +261,118 @@ class Bench:
         self.row("growth, restart", timed_restart(node), "s")
         one.close()
 
+    def bucket_cluster(self, server, url, segment_size=64 * helpers.MIB):
+        """A node with a bucket of its own on server, reached at url, that archives when asked."""
+        bucket = Bucket(server, "bench-" + os.urandom(4).hex()).make()
+        s3 = {"bucket": bucket.name, "endpoint": url, "path_style": True, "access_key_id": ACCESS_KEY, "secret_access_key": SECRET_KEY}
+        tiering = {"enable_auto_archival": False, "archival_check_interval_secs": 1, "age_threshold_secs": 86400}
+        return self.cluster(1, **{"storage": {"segment_size": segment_size}, "storage.s3": s3, "storage.tiering": tiering}), bucket
+
+    def run_archive(self, size=16 * helpers.MIB):
+        """Segments of log lines: how fast they come to the bucket, alone and while PUT is measured, and what PUT has left."""
+        with Server(self.options.server) as server:
+            c, _ = self.bucket_cluster(server, server.url, size)
+            node = c.nodes[0]
+            fill_segments(node, 8)
+            gzip = self.gzip_rate(node)
+            self.row("gzip level 6 on one core (Go)", gzip / helpers.MIB, "MiB/s")
+            rate = archive_rate(node)
+            self.row(f"archive to {self.options.server}, nothing else", rate / helpers.MIB, "MiB/s", ">= 0.5", rate >= gzip / 2, rate / gzip)
+            before = self.wrk(node.port, PUT_LUA)
+            fill_segments(node, int(gzip * self.options.duration / size) + 4)
+            assert node.post("/cluster/seal").status == 200
+            call = threading.Thread(target=node.post, args=("/cluster/archive",), kwargs={"timeout": 600}, daemon=True)
+            call.start()
+            waiting, start = not_archived(node), time.monotonic()
+            during = self.wrk(node.port, PUT_LUA)
+            left = not_archived(node)
+            rate = sum(size for i, size in waiting.items() if i not in left) / (time.monotonic() - start)
+            call.join()
+            after = self.wrk(node.port, PUT_LUA)
+            if before:
+                self.row("one node, PUT without archiving", (before["rate"] + after["rate"]) / 2, "/s")
+                self.rated("one node, PUT while it archives", during, (before["rate"] + after["rate"]) / 2, 0.8)
+                self.row("archive meanwhile", rate / helpers.MIB, "MiB/s", ">= 0.5", rate >= gzip / 2, rate / gzip)
+            c.close()
+
+    def gzip_rate(self, node):
+        """Bytes of segments that Go's gzip takes in a second on one core."""
+        folder = os.path.join(node.data, "segments")
+        files = [os.path.join(folder, name) for name in sorted(os.listdir(folder)) if name.endswith(".seg")][:4]
+        source = os.path.join(helpers.ROOT, "e2e", "bare_gzip.go")
+        done = subprocess.run(["go", "run", source, *files], check=True, capture_output=True, env={**os.environ, "GOMAXPROCS": "1"})
+        return float(done.stdout)
+
+    def run_cold(self, tries=20):
+        """GETs of 100-byte values out of a cold segment of 64 MiB, through a proxy that counts."""
+        with Server(self.options.server) as server, Proxy(server) as proxy:
+            c, _ = self.bucket_cluster(server, proxy.url)
+            node = c.nodes[0]
+            keys = random_keys(300_000)
+            for start in range(0, len(keys), 100_000):
+                values = (base64.b64encode(os.urandom(75)) for _ in range(100_000))  # which gzip makes little of
+                send_batch(node.port, b"".join(batch_body([key], value) for key, value in zip(keys[start:], values)))
+            archive_rate(node)
+            node.stop()
+            node.sections["storage.tiering"]["age_threshold_secs"] = 0
+            node.start().wait_ready()
+            wait_for("all is cold", lambda: all(s["state"] == "cold" for s in manifest_segments(node)), 120)
+            sizes = [s["size"] for s in manifest_segments(node)]
+            first, again, times = [], [], []
+            for key in random.sample(keys, tries):
+                node.kill()  # and with it what was in memory
+                node.start().wait_ready()
+                for moved in (first, again):
+                    proxy.reset()
+                    start = time.monotonic()
+                    assert len(node.get("/" + key).body) == 100
+                    times.append(time.monotonic() - start)
+                    asked = [r for r in proxy.requests if r[0] != "PUT" and "/segments/" in r[1]]
+                    moved.append((len(asked), sum(size for *_, size in asked)))
+            self.row(f"cold GET, segments of {max(sizes) / helpers.MIB:.0f} MiB, most requests of {tries}", max(n for n, _ in first), "", "<= 2",
+                     max(n for n, _ in first) <= 2)
+            most = max(size for _, size in first)
+            self.row("cold GET, most bytes moved", most / 1024, f"KiB  median {statistics.median(times[::2]) * 1e3:.1f} ms", "<= 512", most <= 512 << 10)
+            self.row("the same again, requests", max(n for n, _ in again), f"   median {statistics.median(times[1::2]) * 1e3:.1f} ms", "0", max(again) == (0, 0))
+            c.close()
+
     def get_sample(self, node, keys):
         """wrk GET of keys that exist."""
         path = os.path.join(self.folder, "sample")
         with open(path, "w") as f:
             f.writelines(key + "\n" for key in keys)
         return self.wrk(node.port, GET_LUA.replace("KEYS", path).replace("QUERY", ""))
+
+
+# ---- tools with a bucket ----------------------------------------------------------------
+
+def fill_segments(node, count):
+    """count sealed segments or a little more, of what logs are like."""
+    words = [os.urandom(4).hex() for _ in range(2000)]
+    wanted = len(manifest_segments(node)) + count
+    while len(manifest_segments(node)) < wanted:
+        texts = (" ".join(random.choices(words, k=40)) for _ in range(20_000))
+        send_batch(node.port, b"".join(b'{"op":"put","key":"log/%s/%d","value":"level=info n=%d %s"}\n' % (random.choice(words).encode(), i, i, text.encode())
+                                       for i, text in enumerate(texts)))
+
+
+def manifest_segments(node):
+    return node.get("/ledger/manifest").json()["segments"]
+
+
+def not_archived(node):
+    """{id: size} of the segments that are not in the bucket."""
+    return {s["id"]: s["size"] for s in manifest_segments(node) if s["state"] == "local"}
+
+
+def archive_rate(node):
+    """Bytes of segments a second that POST /cluster/archive brings to the bucket."""
+    assert node.post("/cluster/seal").status == 200
+    waiting, start = not_archived(node), time.monotonic()
+    reply = node.post("/cluster/archive", timeout=600)
+    took = time.monotonic() - start
+    assert reply.status == 200 and not not_archived(node), reply
+    return sum(waiting.values()) / took
 
 
 # ---- tools ------------------------------------------------------------------------------
@@ -377,6 +488,7 @@ def parse_arguments():
     parser.add_argument("--cores", default="0,1", type=lambda s: {int(c) for c in s.split(",")})
     parser.add_argument("--duration", default=10, type=int, help="seconds of each wrk run")
     parser.add_argument("--only", default="put,get,latency,batch,failover,restart", type=lambda s: set(s.split(",")))
+    parser.add_argument("--server", default="versitygw", choices=("minio", "versitygw"), help="of archive and cold")
     parser.add_argument("--growth", default=0, type=int, metavar="KEYS", help="run the growth test with so many keys")
     parser.add_argument("--entries", default=1_000_000, type=int, help="entries before the restart")
     parser.add_argument("--failovers", default=10, type=int)
@@ -394,7 +506,7 @@ def main():
     try:
         if options.only & {"put", "get"}:
             bench.run_put_get(options.only)
-        for part in ("latency", "batch", "failover", "restart"):
+        for part in ("latency", "batch", "failover", "restart", "archive", "cold"):
             if part in options.only:
                 getattr(bench, f"run_{part}")()
         if options.growth:

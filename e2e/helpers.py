@@ -200,6 +200,7 @@ class Node:
         self.post, self.delete = self.client.post, self.client.delete
         self.process = None
         self.prefix = []  # of the command: what the process runs in
+        self.environment = {}  # what the process gets beside the usual
         self.log_start = 0
 
     def start(self, *flags):
@@ -212,7 +213,7 @@ class Node:
             self.log_start = log.tell()
             self.process = subprocess.Popen(
                 [*self.prefix, binary(), "serve", "--config", self.config, *flags], cwd=self.folder, stdin=subprocess.DEVNULL,
-                stdout=log, stderr=log)
+                stdout=log, stderr=log, env={**os.environ, **self.environment})
         return self
 
     def running(self):

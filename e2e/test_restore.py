@@ -1,131 +1,154 @@
-"""All nodes are lost, and a backup is not: its restore makes the same ledger again, whatever kills the programs on the way."""
+"""A cluster that has lost everything but its bucket, or a backup folder: rebuilt by scribe-ledger restore, on both servers."""
 
-import hashlib
 import os
+import pathlib
 import random
 import shutil
 import subprocess
 import time
 
 import helpers
-from helpers import LONG, NDJSON, Scenario, binary, cli, raw_path
-from truth import segment_files
+from archived import Bucketed, Written, check_tools
+from helpers import LONG, binary, cli, wait_for
+from load import Load
+from truth import check
+
+CUT = "cluster/restored"
 
 
-class Restore(Scenario):
-    def fill(self, node, rounds=4, lines=3000):
-        """Write rounds of entries, sealed after each; the ledger's size."""
-        for k in range(rounds):
-            body = b"".join(b'{"op":"put","key":"k%d","value":"%s"}\n' % (i, hashlib.sha256(b"%d %d" % (k, i)).hexdigest().encode() * 8) for i in range(lines))
-            self.expect(node.post("/batch", body, NDJSON), 200)
-            self.expect(node.post("/cluster/seal"), 200)
-        return node.size()
+class Restore:
+    def lost(self):
+        """A cluster with a load and everything archived; its nodes are still there. (cluster, load, written)"""
+        c = self.archiving(3)
+        self.vkey_of(c.nodes[0])
+        written = Written(self, c.leader(), count=1500)
+        with Load(c, writers=3, size=500) as load:
+            wait_for("writes", lambda: load.count() > 300)
+        self.archive(c)
+        size = c.nodes[0].size()
+        wait_for("the manifest of all", lambda: any(f"/manifests/{size:020d}-" in key for key in self.bucket.objects()), 15)
+        return c, load, written
 
-    def run_cli(self, *args, status=0):
-        done = cli(*args, env={"SCRIBE_CONFIG_DIR": os.path.join(self.clusters[0].folder, "pins")})
-        self.assertEqual(done.returncode, status, done.stdout + done.stderr)
-        self.assertNotRegex(done.stderr.decode(), r"goroutine \d+|panic:")
-        return done.stdout.decode() + done.stderr.decode()
+    def restore(self, node, *args, status=0, says="."):
+        """scribe-ledger restore with the configuration of a node."""
+        done = cli("restore", "--config", node.config, *args)
+        text = (done.stdout + done.stderr).decode()
+        self.assertIn(done.returncode, status if isinstance(status, tuple) else (status,), text)
+        self.assertRegex(text, says)
+        return text
 
-    def killed(self, seconds, *args):
-        """Run a command and kill it after that time; True if it was killed."""
-        process = subprocess.Popen([binary(), *args], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            self.assertEqual(process.wait(seconds), 0)
-            return False
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            return True
-
-    def test_all_nodes_lost(self):
-        """Three nodes, a backup of one of them, three empty disks: everything is there, under the old roots, and provable with the old key."""
-        c = self.cluster(storage={"segment_size": 1 << 20})
-        size = self.fill(c.leader())
-        to = os.path.join(c.folder, "backup")
-        self.assertIn(f"{size} entries", self.run_cli("backup", "--url", c.nodes[1].url, "--to", to))
-        key = c.nodes[0].get("/ledger/key").body.decode().strip()
-        proof = c.nodes[0].get("/verify/k7?version=2").json()
-        root = c.nodes[0].get(f"/ledger/consistency?from=1&to={size}").json()["to_root"]
-        self.expect(c.nodes[0].put("/late", b"lost"), 201)
-        self.assertIn("another member of the cluster answers", self.refused_beside(c, to))
+    def wipe(self, c):
         c.kill()
         for node in c.nodes:
             shutil.rmtree(node.data)
-        self.assertIn(f"audited    4 segments, {size} entries", self.run_cli("audit", "--data", to, "--key", key))
-        said = self.run_cli("restore", "--config", c.nodes[0].config, "--from", to, "--key", key)
-        self.assertIn(f"restored   {size} entries in 4 segments", said)
-        c.start()
+
+    def come_back(self, c, load, written):
+        """Node 1 was rebuilt: it starts, the others join, and everything is there, with one entry that tells of the cut."""
+        size = max(written.last, max(load.acked) + 1)
+        c.nodes[0].start().wait_ready()
+        self.vkey_of(c.nodes[0])
+        cut = self.expect(c.nodes[0].get("/verify/" + CUT), 200).json()
+        self.assertGreaterEqual(cut["seq"], size)
+        told = self.expect(c.nodes[0].get("/kv/" + CUT), 200).json()
+        self.assertIn(str(cut["seq"]), str(told))
+        for node in c.nodes[1:]:
+            node.start()
+        c.wait_ready()
+        wait_for("three voters", lambda: [m["role"] for m in c.nodes[0].get("/cluster/members").json()["members"]].count("follower") == 2, 30)
         for node in c.nodes:
-            self.assertEqual(node.get(f"/ledger/consistency?from=1&to={size}").json()["to_root"], root)
-            self.assertEqual(node.get("/k7").headers["Scribe-Version"], "4")
-            self.assertEqual(node.get("/late").status, 404)
-            cut = self.expect(node.get("/kv/cluster/restored"), 200)
-            self.assertEqual((cut.headers["Scribe-Seq"], cut.json()["root"], cut.json()["signed_by"]), (str(size), root, key))
-        receipt = os.path.join(c.folder, "receipt")
-        with open(receipt, "w") as f:
-            f.write(proof["receipt"])
-        self.run_cli("verify", "--receipt", receipt, "--key", key)
-        again = c.nodes[2].get("/verify/k7?version=2").json()
-        self.assertEqual((again["seq"], again["leaf"]), (proof["seq"], proof["leaf"]))
-        self.assertNotEqual(c.nodes[0].get("/ledger/key").body.decode().strip(), key)
-        self.expect(c.nodes[1].put("/new", b"x"), 201)
-        self.run_cli("audit", "--url", c.nodes[2].url, "--key", c.nodes[2].get("/ledger/key").body.decode().strip())
+            written.check(node, 10)
+        written.check_writes(c.nodes[1])
+        check_tools(self, c.nodes[2])
+        ledger = check(self, c, load)
+        self.assertEqual([e["seq"] for e in ledger if e.get("key") == CUT], [cut["seq"]])
+        self.archive(c)
 
-    def refused_beside(self, c, to):
-        """What restore says on a fourth machine while the cluster lives."""
-        config = os.path.join(c.folder, "fourth.toml")
-        sections = {**c.nodes[0].sections, "node": {**c.nodes[0].sections["node"], "id": 4, "data_dir": os.path.join(c.folder, "fourth")}}
-        sections["network"] = {"client_port": helpers.free_port(), "raft_port": helpers.free_port(), "seed_peers": [f"127.0.0.1:{c.nodes[1].sections['network']['raft_port']}"]}
-        with open(config, "w") as f:
-            f.write(helpers.toml(sections))
-        return self.run_cli("restore", "--config", config, "--from", to, status=1)
-
-    def test_killed_at_any_moment(self):
-        """kill -9 of backup and restore, again and again: each goes on, and no node starts on half of anything."""
-        seed = random.randrange(1 << 32)
-        rng = random.Random(seed)
-        print(f"seed {seed}", end=" ", flush=True)
-        c = self.cluster(1, storage={"segment_size": 1 << 20})
-        node = c.nodes[0]
-        size = self.fill(node, 6)
+    def test_from_the_bucket(self):
+        c, load, written = self.lost()
+        node, old = c.nodes[0], self.vkey
+        receipt = pathlib.Path(c.folder, "receipt")
+        receipt.write_text(self.expect(c.leader().get("/verify/k7"), 200).json()["receipt"])
+        data = node.sections["node"]["data_dir"]
+        self.restore(node, "--force", status=(1, 2), says="not empty|in use")
         node.stop()
-        to = os.path.join(c.folder, "backup")
-        start = time.monotonic()
-        self.run_cli("backup", "--config", node.config, "--to", to)
-        took = time.monotonic() - start
-        original = os.path.join(c.folder, "original")
-        shutil.copytree(node.data, original)
-        stopped = os.path.join(c.folder, "original.toml")
-        with open(stopped, "w") as f:
-            f.write(helpers.toml({**node.sections, "node": {**node.sections["node"], "data_dir": original}}))
-        files = segment_files(node)
-        kills = 0
+        shutil.move(data, data + ".kept")
+        self.restore(node, status=1, says="the cluster lives")
+        self.restore(node, "--force", status=1, says="another member of the cluster answers")
+        c.kill()
+        self.restore(node, status=1, says="led it .* ago.*--force")  # nobody answers, but that was a moment ago
+        self.assertEqual(os.listdir(data), ["LOCK"])  # as good as empty: it could still join
+        shutil.rmtree(data + ".kept")
+        for other in c.nodes[1:]:
+            shutil.rmtree(other.data)
         for _ in range(20 if LONG else 4):
-            half = os.path.join(c.folder, "half")
-            shutil.rmtree(half, ignore_errors=True)
-            while self.killed(rng.uniform(0, took), "backup", "--config", stopped, "--to", half):
-                kills += 1
-            self.assertIn(f"audited    6 segments, {size} entries", self.run_cli("audit", "--data", half))
+            begun = subprocess.Popen([binary(), "restore", "--config", node.config, "--force", "--key", old], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            time.sleep(random.random() * 0.25)
+            begun.kill()
+            if begun.wait() == 0:
+                break
+            if os.path.exists(os.path.join(data, "restore.json")):
+                node.start()
+                self.expect_refusal(node, "not restored to the end")
+        else:
+            self.restore(node, "--force", "--key", old)
+        self.come_back(c, load, written)
+        done = cli("verify", "--receipt", str(receipt), "--key", old)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.check_bucket(c)
 
-            shutil.rmtree(node.data)
-            while self.killed(rng.uniform(0, 2 * took), "restore", "--config", node.config, "--from", half):
-                kills += 1
-                if os.path.exists(os.path.join(node.data, "restore.json")):
-                    node.start()
-                    self.expect_refusal(node, "not restored to the end")
-                elif os.path.exists(os.path.join(node.data, "node.json")):
-                    break  # it was killed behind its last step
-            node.start().wait_ready()
-            self.assertEqual(node.size(), size + 1)
-            self.assertEqual(node.get("/kv/cluster/restored").headers["Scribe-Seq"], str(size))
-            for i in (0, 1234, 2999):
-                want = hashlib.sha256(b"5 %d" % i).hexdigest() * 8
-                self.assertEqual(node.get(raw_path(f"k{i}")).body.decode(), want)
-            self.assertEqual(segment_files(node), files)
-            self.assertEqual(node.stop(), 0)
-        print(f"{kills} kills", end=" ", flush=True)
-        self.assertGreater(kills, 3)
+    def test_from_a_folder(self):
+        """backup of a running cluster whose segments are cold, audited there, and taken for a restore without any bucket."""
+        c, load, written = self.lost()
+        node, folder = c.nodes[0], os.path.join(c.folder, "backup")
+        self.make_cold(c, [c.nodes[1]])
+        done = cli("backup", "--url", c.nodes[1].url, "--to", folder)
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+        for place in (["--data", folder], ["--url", f"s3://{self.bucket.name}/test/scribe", "--config", node.config]):
+            done = cli("audit", *place, env={"SCRIBE_CONFIG_DIR": os.path.join(c.folder, "pins")})
+            self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+        self.wipe(c)
+        self.bucket.empty()
+        self.restore(node, "--from", folder, "--force")
+        self.come_back(c, load, written)
+        self.check_bucket(c)
+
+
+class RestoreFromVersitygw(Restore, Bucketed):
+    def test_what_is_refused(self):
+        """A bucket with two clusters, with none, with a damaged manifest, with a key that nobody knows."""
+        c = self.archiving(1)
+        self.expect(c.nodes[0].put("/k", b"v"), 201)
+        self.archive(c)
+        other = self.archiving(1, start=False)
+        other.nodes[0].sections["cluster"]["name"] = "other"
+        other.start()
+        self.expect(other.nodes[0].put("/k", b"w"), 201)
+        self.archive(other)
+        wait_for("two manifests", lambda: sum("/manifests/" in key for key in self.bucket.objects()) >= 2, 15)
+        ids = [x.nodes[0].get("/cluster/status").json()["cluster_id"] for x in (c, other)]
+        key = self.expect(c.nodes[0].get("/ledger/key"), 200).body.decode().strip()
+        self.wipe(c)
+        self.wipe(other)
+        node = c.nodes[0]
+        text = self.restore(node, "--force", status=2, says="--cluster")
+        for i in ids:
+            self.assertIn(i.replace("-", ""), text.replace("-", ""))
+        self.restore(node, "--force", "--cluster", ids[1], "--key", key, status=1, says="key")
+        self.assertFalse(os.path.exists(node.data))
+        self.restore(node, "--force", "--cluster", ids[0], "--key", key)
+        node.start().wait_ready()
+        self.assertEqual(self.expect(node.get("/k"), 200).body, b"v")
+        self.wipe(c)
+        for name, body in self.bucket.objects().items():
+            if "/manifests/" in name:
+                self.bucket.put(name, b"x" * body)
+        self.restore(node, "--force", "--cluster", ids[0], status=1, says="manifest")
+        self.bucket.empty()
+        self.restore(node, "--force", status=2, says="has no manifest of any cluster")
+
+
+class RestoreFromMinio(Restore, Bucketed):
+    server_name = "minio"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,85 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"time"
+)
+
+// The leader's patrol in the bucket: others can write there, too. Each recorded
+// object is visited once a day, and a few at each look: its size and its table are
+// compared with its name. What is in its members is seen when they are read.
+//
+//	it is gone         it is put again, from this node's copy, else from another's;
+//	                   the name is the same, so nothing is to be recorded
+//	it is another one  it is told and left alone (raft_archive.go)
+//
+// A bucket manifest that is gone is written anew.
+
+// patrolTime is how long a round over all objects takes.
+const patrolTime = 24 * time.Hour
+
+// patrol visits the objects whose turn it is, and the newest bucket manifest.
+func (a *archiver) patrol(ctx context.Context) error {
+	var all []segmentInfo
+	for _, info := range a.n.store.manifest.Load().segments {
+		if info.object != "" {
+			all = append(all, info)
+		}
+	}
+	turn := min(len(all), 1+int(int64(len(all))*int64(a.n.o.archiveEvery)/int64(patrolTime)))
+	for range turn {
+		if err := a.visit(ctx, all[a.beat%len(all)]); err != nil {
+			return err
+		}
+		a.beat++
+	}
+	if p := &a.published; p.size > 0 && p.bytes == nil {
+		if _, err := a.n.o.objects.size(ctx, p.name); errors.Is(err, fs.ErrNotExist) {
+			a.n.o.logger.Warn("the bucket manifest is gone from the bucket, writing it again", "object", p.name)
+			*p = publishedManifest{}
+			return a.publish(ctx)
+		}
+	}
+	return nil
+}
+
+// visit looks whether the object of a segment is there.
+func (a *archiver) visit(ctx context.Context, info segmentInfo) error {
+	key := a.n.store.objectKey(info)
+	_, sum, _ := parsePackedName(info.object)
+	_, err := a.readTable(ctx, info, key, sum)
+	if wrongBytes(err) {
+		_, err = a.readTable(ctx, info, key, sum)
+	}
+	var w *wrongObject
+	switch {
+	case err == nil:
+		delete(a.wrong, info.first)
+		return nil
+	case errors.Is(err, fs.ErrNotExist):
+		err = a.putAgain(ctx, info, key)
+	case wrongBytes(err):
+		err = &wrongObject{a.n.o.objects.String() + "/" + key, otherBytes, err, time.Now()}
+	}
+	if errors.As(err, &w) {
+		a.noteWrong(info, w)
+		return a.wrongs()
+	}
+	return err
+}
+
+// putAgain brings an object that is gone to the bucket once more.
+func (a *archiver) putAgain(ctx context.Context, info segmentInfo, key string) error {
+	a.n.o.logger.Warn("an object is gone from the bucket, putting it again", "segment", info.id(), "object", key)
+	if err := a.n.store.bringBack(info); err != nil {
+		return &wrongObject{a.n.o.objects.String() + "/" + key, goneObject, err, time.Now()}
+	}
+	name, _, err := a.upload(ctx, info)
+	if err == nil && name != info.object {
+		err = fmt.Errorf("segment %s: %w: its object is %s, what was packed is %s", info.id(), errPacked, info.object, name)
+	}
+	return err
+}
