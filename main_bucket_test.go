@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -137,7 +138,9 @@ func (l *lineLog) with(text string) (n int) {
 func TestBucketProbeNames(t *testing.T) {
 	t.Parallel()
 	key := s3ServerKey{secret: "secret/with+signs"}
-	hour := func() time.Time { return time.Now().Add(-time.Hour) }
+	var behind atomic.Int64
+	behind.Store(int64(time.Hour))
+	clock := func() time.Time { return time.Now().Add(-time.Duration(behind.Load())) }
 	for _, x := range []struct {
 		name, words string
 		server      func(*s3Server)
@@ -151,7 +154,7 @@ func TestBucketProbeNames(t *testing.T) {
 		{"endpoint", "cannot be resolved: check storage.s3.endpoint", nil, func(o *s3Options) { o.endpoint = "http://no-such-host.invalid" }, nil},
 		{"read only", "access key AKIDTEST from the configuration may not put here",
 			func(s *s3Server) { s.keys["AKIDTEST"] = s3ServerKey{secret: key.secret, readOnly: true} }, nil, func(s *s3Server) { s.keys["AKIDTEST"] = key }},
-		{"clock", "a difference of 1h0m", func(s *s3Server) { s.clock = hour }, nil, func(s *s3Server) { s.clock = time.Now }},
+		{"clock", "a difference of 1h0m", func(s *s3Server) { s.clock = clock }, nil, func(*s3Server) { behind.Store(0) }},
 	} {
 		t.Run(x.name, func(t *testing.T) {
 			t.Parallel()

@@ -79,9 +79,9 @@ type node struct {
 	fsm       atomic.Pointer[fsm]
 	readyTerm atomic.Uint64 // the term in which this leader has applied everything before it
 	diskFull  atomic.Bool
-	door      doorway     // of this leader: shut while leadership is being handed over
-	transfers sync.Mutex  // held for a transfer
-	caughtUp  atomic.Bool // since its start this node has had all that the leader had at some moment
+	door      doorway       // of this leader: shut while leadership is being handed over
+	transfers chan struct{} // holds a token while one is under way: who waits for it has a deadline
+	caughtUp  atomic.Bool   // since its start this node has had all that the leader had at some moment
 
 	checks  comparisons
 	refusal atomic.Pointer[error] // why this node signs no tree head any more
@@ -190,7 +190,7 @@ func openNode(o nodeOptions) (_ *node, err error) {
 	if o.metrics == nil {
 		o.metrics = newMetrics()
 	}
-	n := &node{o: o, sealNow: make(chan struct{}, 1), failures: make(chan error, 1)}
+	n := &node{o: o, sealNow: make(chan struct{}, 1), failures: make(chan error, 1), transfers: make(chan struct{}, 1)}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	n.checks.wake = make(chan struct{}, 1)
 	if n.o.space == nil {

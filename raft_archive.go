@@ -122,7 +122,8 @@ func (a *archiver) turn(ctx context.Context) error {
 
 // note keeps what /health says, and logs a line when the bucket comes or goes.
 func (a *archiver) note(err error) {
-	if a.n.ctx.Err() != nil || errors.Is(err, errNoLeader) || errors.Is(err, errNotApplied) {
+	raft := errors.Is(err, errNoLeader) || errors.Is(err, errNotApplied) || errors.Is(err, errUnknownOutcome)
+	if raft || errors.Is(err, context.Canceled) || a.n.ctx.Err() != nil {
 		return // that is not about the bucket
 	}
 	now, before := "ok", a.state.Load()

@@ -535,3 +535,27 @@ func TestArchiveLost(t *testing.T) {
 	b.change(key, kept)
 	eventually(t, "the archive works", func() bool { return n.status().archive == "ok" })
 }
+
+// TestArchiveNewKey: when the ledger has a new key, a manifest says so, with the note
+// that hands over from the old one.
+func TestArchiveNewKey(t *testing.T) {
+	t.Parallel()
+	b := newMemBucket(t)
+	c := newCluster(t, 1, archivedIn(b))
+	c.segmentsOf(1)
+	c.waitArchived()
+	n := c.nodes[0]
+	if err := n.rotateLedgerKey(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	current, former, err := n.ledgerVKeys()
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "no manifest has the new key", func() bool {
+		return slices.ContainsFunc(b.keys("/"+manifestsFolder), func(key string) bool {
+			m, err := parseBucketManifest(b.object(key))
+			return err == nil && m.key.String() == current && slices.Equal(m.former, former) && m.size() == n.store.manifest.Load().end()
+		})
+	})
+}

@@ -97,8 +97,12 @@ func (n *node) transfer(ctx context.Context, to uint64) error {
 	if r.State() != raft.Leader {
 		return n.call(ctx, http.MethodPost, string(addr), "/transfer", transferRequest{to}, nil)
 	}
-	n.transfers.Lock()
-	defer n.transfers.Unlock()
+	select {
+	case n.transfers <- struct{}{}:
+		defer func() { <-n.transfers }()
+	case <-ctx.Done():
+		return fmt.Errorf("another hand-over is under way: %w", ctx.Err())
+	}
 	empty := n.door.close()
 	defer n.door.open()
 	select {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"testing"
@@ -87,4 +88,22 @@ func TestRetire(t *testing.T) {
 	}
 	busy.Close()
 	eventually(t, "nobody is connected", func() bool { return s.o.metrics.http.connections.n.Load() == 0 })
+}
+
+// TestTransferWaitsWithDeadline: behind a hand-over that does not end nobody
+// waits longer than it said it would.
+func TestTransferWaitsWithDeadline(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 2)
+	lead := c.nodes[c.leader()].node
+	lead.transfers <- struct{}{}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := lead.transfer(ctx, 0); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("the second hand-over gives %v", err)
+	}
+	<-lead.transfers
+	if err := lead.transfer(t.Context(), 0); err != nil {
+		t.Errorf("the next one gives %v", err)
+	}
 }

@@ -91,14 +91,14 @@ func coldHarness(t *testing.T) (h, warm *harness, s *s3Server) {
 	h.useObjects(objects, 64<<20)
 	r := rand.New(rand.NewPCG(1, 2))
 	for range 4 {
-		for i := range 60 {
-			switch i % 20 {
+		for i := range 24 {
+			switch i % 12 {
+			case 3:
+				h.do(deleteRequest(fmt.Sprint("key-", r.IntN(10))))
 			case 7:
-				h.do(deleteRequest(fmt.Sprint("key-", r.IntN(30))))
-			case 13:
-				h.put(fmt.Sprint("big-", r.IntN(3)), randomText(r, 250_000+r.IntN(300_000)))
+				h.put(fmt.Sprint("big-", r.IntN(2)), randomText(r, 150_000+r.IntN(250_000)))
 			default:
-				h.put(fmt.Sprint("key-", r.IntN(30)), randomText(r, r.IntN(2000)))
+				h.put(fmt.Sprint("key-", r.IntN(10)), randomText(r, r.IntN(2000)))
 			}
 		}
 		h.sealNow()
@@ -193,9 +193,15 @@ func TestColdReads(t *testing.T) {
 	}
 	s.requests()
 	sameReads(t, h.store, warm.store)
-	h.useObjects(h.store.o.objects, 0) // without a cache
-	sameReads(t, h.store, warm.store)
 	checkStore(t, h.store)
+	h.useObjects(h.store.o.objects, 0) // without a cache
+	for seq := range warm.store.size() / 4 {
+		a, err := h.store.entryAt(4 * seq)
+		b, berr := warm.store.entryAt(4 * seq)
+		if err != nil || berr != nil || valueOf(t, &a) != valueOf(t, &b) {
+			t.Fatalf("entry %d: %v, %v", 4*seq, err, berr)
+		}
+	}
 }
 
 // TestColdAtOnce: many readers of the same segments ask the bucket once for each member.
@@ -288,6 +294,7 @@ func TestColdGet(t *testing.T) {
 // brokenObjects is a bucket whose reads are altered.
 type brokenObjects struct {
 	objectStore
+	mu    sync.Mutex // held while alter runs
 	alter func(key string, from int64, b []byte) ([]byte, error)
 }
 
@@ -296,6 +303,8 @@ func (o *brokenObjects) read(ctx context.Context, key string, from, size int64) 
 	if err != nil {
 		return nil, err
 	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
 	return o.alter(key, from, b)
 }
 
@@ -307,15 +316,13 @@ func TestColdUnavailable(t *testing.T) {
 	h, warm, _ := coldHarness(t)
 	good := h.store.o.objects
 	down := true
-	var mu sync.Mutex
-	h.useObjects(&brokenObjects{good, func(_ string, _ int64, b []byte) ([]byte, error) {
-		mu.Lock()
-		defer mu.Unlock()
+	broken := &brokenObjects{objectStore: good, alter: func(_ string, _ int64, b []byte) ([]byte, error) {
 		if down {
 			return nil, errors.New("no route to host")
 		}
 		return b, nil
-	}}, 64<<20)
+	}}
+	h.useObjects(broken, 64<<20)
 	for range 3 {
 		_, err := h.store.entryAt(3)
 		wantError(t, err, errArchiveUnavailable, "no route to host", "segments/0000")
@@ -328,9 +335,9 @@ func TestColdUnavailable(t *testing.T) {
 	if e, err := h.store.get([]byte("while it is down"), selector{}); err != nil || valueOf(t, &e) != "value" {
 		t.Errorf("local entry: %v", err)
 	}
-	mu.Lock()
+	broken.mu.Lock()
 	down = false
-	mu.Unlock()
+	broken.mu.Unlock()
 	eventually(t, "the bucket is not asked again", func() bool { _, err := h.store.entryAt(3); return err == nil })
 	warm.fsm.ApplyBatch(h.log)
 	warm.settle()
@@ -367,8 +374,14 @@ func TestColdDamaged(t *testing.T) {
 		}
 		return b, nil
 	}
-	for good := 0; reads < rounds(t, 1000); {
-		seq := r.Uint64N(warm.store.size() - 1)
+	altered := func() int {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		return reads
+	}
+	which := newRand(t)
+	for good := 0; altered() < rounds(t, 500); {
+		seq := which.Uint64N(warm.store.size() - 1)
 		h.store.scrub.mu.Lock()
 		clear(h.store.scrub.damages)
 		h.store.scrub.mu.Unlock()
@@ -385,7 +398,7 @@ func TestColdDamaged(t *testing.T) {
 			t.Fatalf("entry %d: %v", seq, err)
 		}
 	}
-	t.Logf("%d reads altered", reads)
+	t.Logf("%d reads altered", altered())
 }
 
 // adopt installs a snapshot of from, leaving what is archived in the bucket.
@@ -443,6 +456,7 @@ func TestAdoptCold(t *testing.T) {
 		newcomer.reopen()
 	}
 }
+
 // goldenCold is the segment whose record is in testdata/cold-record-1.bin.
 var goldenCold = segmentInfo{first: 7, count: 3, size: 600_000}
 
