@@ -105,14 +105,7 @@ func restoreNode(ctx context.Context, o nodeOptions, r *restoration) (*restoredC
 	n.checks.wake = make(chan struct{}, 1)
 	n.ctx, n.cancel = context.WithCancel(ctx)
 	defer n.release()
-	fresh, err := n.beginRestore(r)
-	if err != nil {
-		return nil, err
-	}
-	if err := n.wantSilence(nil); err != nil {
-		if fresh { // the node may well be meant to join those that answer
-			err = errors.Join(err, os.Remove(filepath.Join(o.dataDir, restoreFileName)))
-		}
+	if err := n.beginRestore(r); err != nil {
 		return nil, err
 	}
 	if err := n.openDisk(); err != nil {
@@ -138,34 +131,41 @@ func restoreNode(ctx context.Context, o nodeOptions, r *restoration) (*restoredC
 	return cut, syncDir(o.dataDir)
 }
 
-// beginRestore takes possession of the directory, which must be empty (fresh) or what
-// an earlier restore left, and opens the port at which other members would answer.
-func (n *node) beginRestore(r *restoration) (fresh bool, err error) {
+// beginRestore takes possession of the directory, which must be empty or what an
+// earlier restore left, once it is sure that no node of the cluster answers. What is
+// refused leaves nothing there: the node may be meant to join those that answer.
+func (n *node) beginRestore(r *restoration) (err error) {
 	if err := makeDir(n.o.dataDir); err != nil {
-		return false, err
+		return err
 	}
 	if err := wantRestorable(n.o.dataDir); err != nil { // before it gets a file of ours
-		return false, err
+		return err
 	}
 	if n.lock, err = lockDir(n.o.dataDir); err != nil {
-		return false, err
+		return err
 	}
 	if err := removeTmp(n.o.dataDir); err != nil {
-		return false, err
+		return err
 	}
 	self, err := n.resumeRestore(r)
-	if err == nil && self == nil {
-		fresh = true
-		self, err = n.markRestore(r)
+	fresh := err == nil && self == nil
+	if fresh {
+		self, err = n.newRestored(r)
 	}
 	if err != nil {
-		return fresh, err
+		return err
 	}
 	n.self.Store(self)
 	n.port, err = listenInternal(n.o.raftListen, portOptions{
 		identity: n.identity, secret: n.o.secret, advertise: n.o.raftAddr, logger: n.o.logger, dial: n.o.dial, listen: n.o.listen,
 	})
-	return fresh, err
+	if err == nil {
+		err = n.wantSilence(nil)
+	}
+	if err == nil && fresh {
+		err = n.markRestore(r)
+	}
+	return err
 }
 
 // wantRestorable returns an error unless dir is empty, or an earlier restore began there.
@@ -189,7 +189,7 @@ func wantRestorable(dir string) error {
 }
 
 // resumeRestore returns who the node will be if an earlier restore from the same
-// manifest left it, nil if none did. What one from another manifest left goes.
+// manifest left it, nil if none did.
 func (n *node) resumeRestore(r *restoration) (*nodeFile, error) {
 	path := filepath.Join(n.o.dataDir, restoreFileName)
 	b, err := os.ReadFile(path)
@@ -211,36 +211,45 @@ func (n *node) resumeRestore(r *restoration) (*nodeFile, error) {
 		n.o.logger.Info("going on with the restore that was begun here", "manifest", r.manifest)
 		return self, nil
 	}
-	n.o.logger.Info("removing what a restore from another manifest, or of another node, left", "manifest", left.Manifest)
-	files, err := os.ReadDir(n.o.dataDir)
-	for _, f := range files {
-		if name := f.Name(); err == nil && name != lockName && name != "lost+found" && name != restoreFileName {
-			err = os.RemoveAll(filepath.Join(n.o.dataDir, name))
-		}
-	}
-	return nil, err
+	n.o.logger.Info("beginning anew, for a restore was begun here from another manifest, or of another node", "manifest", left.Manifest)
+	return nil, nil
 }
 
-// markRestore writes restore.json and returns who the node will be.
-func (n *node) markRestore(r *restoration) (*nodeFile, error) {
+// newRestored returns who the node will be.
+func (n *node) newRestored(r *restoration) (*nodeFile, error) {
 	self := &nodeFile{Format: nodeFileFormat, NodeID: n.o.id, Incarnation: newIncarnation(), ClusterName: n.o.clusterName,
 		ClusterID: r.cluster.String(), Started: true, Raft: n.o.raftAddr}
 	if err := self.parse(); err != nil {
 		return nil, err
 	}
 	var err error
-	if self.CRC32C, err = self.checksum(); err != nil {
-		return nil, err
-	}
-	node, err := json.Marshal(self)
+	self.CRC32C, err = self.checksum()
+	return self, err
+}
+
+// markRestore removes what another restore left and writes restore.json in the
+// place of that one's: a crash between leaves the old mark.
+func (n *node) markRestore(r *restoration) error {
+	files, err := os.ReadDir(n.o.dataDir)
 	if err != nil {
-		return nil, err
+		return err
+	}
+	for _, f := range files {
+		if name := f.Name(); name != lockName && name != "lost+found" && name != restoreFileName {
+			if err := os.RemoveAll(filepath.Join(n.o.dataDir, name)); err != nil {
+				return err
+			}
+		}
+	}
+	node, err := json.Marshal(n.self.Load())
+	if err != nil {
+		return err
 	}
 	b, err := json.MarshalIndent(restoreFile{r.manifest, node}, "", "  ")
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return self, writeDurably(filepath.Join(n.o.dataDir, restoreFileName), func(w io.Writer) error {
+	return writeDurably(filepath.Join(n.o.dataDir, restoreFileName), func(w io.Writer) error {
 		_, err := w.Write(append(b, '\n'))
 		return err
 	})

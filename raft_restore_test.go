@@ -176,10 +176,10 @@ func TestRestoreRefuses(t *testing.T) {
 	c.wipe(0)
 	_, _, err = c.tryRestore(0, o, false)
 	wantError(t, err, errMembersAnswer, c.nodes[1].o.raftAddr)
-	_, err = openNode(c.nodes[0].o)
-	wantError(t, err, errHalfRestored, c.nodes[0].o.dataDir)
-	c.wipe(0)
-	c.start(0) // it comes back from the other one
+	if files, err := os.ReadDir(c.nodes[0].o.dataDir); err != nil || len(files) != 1 || files[0].Name() != lockName {
+		t.Errorf("left is %v, %v", files, err)
+	}
+	c.start(0) // so it comes back from the others
 }
 
 // errStop ends a restore where it stands.
@@ -198,7 +198,10 @@ func TestRestoreCrash(t *testing.T) {
 			c.lose(size)
 			options := c.nodes[0].o
 			var left []string
-			snapshot := func(string) error {
+			snapshot := func(step string) error {
+				if strings.HasPrefix(step, "before ") && len(left) > 0 && step != "before adopt" {
+					return nil // as after the step before
+				}
 				dir := t.TempDir()
 				if err := os.CopyFS(dir, os.DirFS(options.dataDir)); err != nil {
 					t.Error(err)
