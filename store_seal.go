@@ -112,8 +112,8 @@ func (s *store) persist(g *sealedSegment) error {
 	if err := s.index.add(run); err != nil {
 		return err
 	}
-	s.files.put(info.first, file)
 	s.setCold(info, false)
+	s.files.put(info.first, file)
 	old := s.durable.Load()
 	segments := replaceSegments(append(slices.Clip(old.segments), info), g.archived)
 	s.durable.Store(&durableState{at: g.at, segments: segments, runs: s.index.runs()})
