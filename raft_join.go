@@ -65,6 +65,7 @@ type silentPeer struct {
 	Region  string `json:"region,omitempty"`
 	Version string `json:"version"`
 	Applied uint64 `json:"applied"`
+	Learner bool   `json:"learner,omitempty"`
 }
 
 // joinRequest asks for membership.

@@ -357,8 +357,9 @@ func (n *node) meet(ctx context.Context, c *memberChange) (*hello, error) {
 
 // admit adds a newcomer to the configuration, as a non-voter. A former
 // incarnation of the same node, whose disk is gone, is retired first; learner
-// tells that it did not vote. A member that comes with another address keeps
-// its role.
+// tells that it was not to vote. One that nobody remembers as a learner was on its
+// way to be a voter: to take it for a learner would cost the cluster a voter for
+// good, and nobody would notice. A member that comes with another address keeps its role.
 func (n *node) admit(ctx context.Context, s raft.Server) (learner bool, err error) {
 	id, _, err := parseServerID(s.ID)
 	if err != nil {
@@ -383,14 +384,15 @@ func (n *node) admit(ctx context.Context, s raft.Server) (learner bool, err erro
 		s.Suffrage = former.Suffrage
 		n.o.logger.Info("node has another address", "server", s.ID, "from", former.Address, "to", s.Address)
 	} else if found {
-		p, heard := n.peers.get(former.ID)
-		learner = former.Suffrage != raft.Voter && (!heard || p.heard.IsZero() || p.Learner)
+		p, _ := n.peers.get(former.ID)
+		learner = former.Suffrage != raft.Voter && p.Learner
 		n.o.logger.Info("retiring a former incarnation", "server", former.ID)
 		if err := n.remove(ctx, m, former.ID); err != nil {
 			return false, err
 		}
 		m = n.membership()
 	}
+	n.peers.hearsay(silentPeer{Server: string(s.ID), Learner: learner}) // it may be gone before it was heard
 	return learner, n.add(ctx, m, s)
 }
 

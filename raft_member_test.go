@@ -363,6 +363,48 @@ func TestWipedLearner(t *testing.T) {
 	}
 }
 
+// A node that is wiped again and again before anybody has heard it keeps its role,
+// whoever leads.
+func TestWipedTwice(t *testing.T) {
+	t.Parallel()
+	for _, learner := range []bool{false, true} {
+		t.Run(fmt.Sprint(learner), func(t *testing.T) {
+			t.Parallel()
+			c := newGrowing(t, 2, 1)
+			c.start(2)
+			c.join(0, 2, !learner)
+			c.waitHellos(0, 2)
+			c.waitHellos(1, 2)
+			gone := c.nodes[2].o.raftAddr
+			c.kill(2)
+			for range 3 {
+				lead := c.nodes[c.leader(2)].node
+				inc, err := parseIncarnation(newIncarnation())
+				if err != nil {
+					t.Fatal(err)
+				}
+				now := serverID(identity{node: 3, incarnation: inc})
+				eventually(t, "the newcomer is not admitted", func() bool {
+					lead.changes.Lock()
+					defer lead.changes.Unlock()
+					got, err := lead.admit(t.Context(), raft.Server{Suffrage: raft.Nonvoter,
+						ID: now, Address: raft.ServerAddress(gone)})
+					if err == nil && got != learner {
+						t.Errorf("it is told that it is a learner: %v", got)
+					}
+					return err == nil
+				})
+				eventually(t, "the other node does not know its role", func() bool {
+					p0, ok0 := c.nodes[0].peers.get(now)
+					p1, ok1 := c.nodes[1].peers.get(now)
+					return ok0 && ok1 && p0.Learner == learner && p1.Learner == learner
+				})
+				c.transfer(1 - c.leader(2))
+			}
+		})
+	}
+}
+
 // Leaders die and are cut off while nodes come and go: each change that was
 // said to be made is, nodes agree on the members, and no write is lost.
 func TestMembersUnderFaults(t *testing.T) {

@@ -114,7 +114,7 @@ func (t *peerTable) put(id raft.ServerID, p peer) {
 func (t *peerTable) hearsay(s silentPeer) {
 	id := raft.ServerID(s.Server)
 	if _, ok := t.get(id); !ok {
-		t.put(id, peer{hello: hello{HTTP: s.HTTP, Region: s.Region, Version: s.Version, Applied: s.Applied}})
+		t.put(id, peer{hello: hello{HTTP: s.HTTP, Region: s.Region, Version: s.Version, Applied: s.Applied, Learner: s.Learner}})
 	}
 }
 
@@ -175,7 +175,7 @@ func (h *hello) server() raft.ServerID {
 func (n *node) silentPeers() (all []silentPeer) {
 	for _, s := range n.others() {
 		if p, ok := n.peers.get(s.ID); ok && p.state(time.Now()) != stateAlive {
-			all = append(all, silentPeer{string(s.ID), p.HTTP, p.Region, p.Version, p.Applied})
+			all = append(all, silentPeer{string(s.ID), p.HTTP, p.Region, p.Version, p.Applied, p.Learner})
 		}
 	}
 	return all

@@ -112,7 +112,7 @@ func TestReadMends(t *testing.T) {
 	c.sealAll()
 	i := (lead + 1) % 3
 	s := c.nodes[i].store
-	eventually(t, "no segment", func() bool { return s.manifest.Load().confirmed == 1 })
+	eventually(t, "no segment", func() bool { return s.manifest.Load().confirmed == 1 && len(segmentsOf(s)) == 1 })
 	path := segmentsOf(s)[0]
 	good := readFile(t, path)
 	flipBit(t, path, segmentHeaderSize+3, 5) // in the value

@@ -16,7 +16,7 @@ import proof
 from helpers import JSON, NDJSON, Scenario, cli, raw_path, sha256, wait_for
 from s3_client import Bucket
 from s3_servers import ACCESS_KEY, SECRET_KEY, Server
-from test_contract import Contract
+from test_contract import Contract, Listener
 
 SEGMENT = 65536  # bytes, the least there is
 
@@ -33,9 +33,9 @@ class Bucketed(Scenario):
     def setUp(self):
         self.new_bucket()
 
-    def new_bucket(self):
-        """A bucket for the next cluster."""
-        self.bucket = Bucket(self.server, "ledger-" + os.urandom(4).hex()).make()
+    def new_bucket(self, lock=False):
+        """A bucket for the next cluster, with Object Lock if asked."""
+        self.bucket = Bucket(self.server, "ledger-" + os.urandom(4).hex()).make(lock)
 
     def s3(self, **other):
         """[storage.s3] for this test's bucket; None takes a key out."""
@@ -134,6 +134,8 @@ class Written:
         self.check_ranges(node)
         self.check_lists(node)
         self.check_tree(node)
+        cold = [s for s in segments(node) if s["state"] == "cold"]
+        self.test.assertEqual(node.get("/metrics").json()["cold"]["segments"], len(cold))
 
     def check_entry(self, node, seq):
         """One entry: GET, HEAD, as of then, history, proof."""
@@ -150,6 +152,9 @@ class Written:
         reply = test.expect(node.get(f"{path}?seq={seq}"), 200)
         test.assertEqual((reply.body, reply.headers["Scribe-Seq"]), (value, str(seq)))
         test.assertEqual(test.expect(node.get(f"{path}?at={seq}"), 200).body, value)
+        later = [e for s, e in self.entries.items() if s > seq and e[0] == key]
+        if not later:
+            test.assertEqual(test.expect(node.get(f"{path}?at={proven['time']}"), 200).body, value)
         test.assertEqual(test.expect(node.get(f"{path}?version={proven['version']}&consistency=stale"), 200).body, value)
         head = test.expect(node.request("HEAD", f"{path}?seq={seq}"), 200)
         test.assertEqual(head.headers["Content-Length"], str(len(value)))
@@ -175,6 +180,9 @@ class Written:
             value = base64.b64decode(entry["value_base64"]) if "value_base64" in entry else entry.get("value", "").encode()
             test.assertEqual((entry["key"], value, entry["op"]), self.entries[entry["seq"]])
         test.assertEqual(len(told), self.last - self.first)
+        stream = Listener(node)
+        wait_for("the stream of all entries", lambda: len(stream.got) >= self.last, 30)
+        test.assertEqual(stream.seqs()[:self.last], list(range(self.last)))
         keys, after = [], ""
         while after is not None:
             page = test.expect(node.get(f"/keys?limit=400&prefix=k&after={after}"), 200).json()

@@ -16,11 +16,12 @@ import xml.etree.ElementTree
 from s3_servers import ACCESS_KEY, SECRET_KEY
 
 
-def sign(method, host, path, query, body, key=ACCESS_KEY, secret=SECRET_KEY, service="s3", region="us-east-1"):
-    """The headers that a request needs (AWS Signature Version 4)."""
+def sign(method, host, path, query, body, key=ACCESS_KEY, secret=SECRET_KEY, service="s3", region="us-east-1", more=None):
+    """The headers that a request needs (AWS Signature Version 4); more are headers in lower case."""
     now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%dT%H%M%SZ")
     digest = hashlib.sha256(body).hexdigest()
-    headers = {"host": host, "x-amz-content-sha256": digest, "x-amz-date": now}
+    headers = {"host": host, "x-amz-content-sha256": digest, "x-amz-date": now, **(more or {})}
+    headers = dict(sorted(headers.items()))
     names = ";".join(headers)
     canonical = "\n".join([method, path, query, *(f"{k}:{v}" for k, v in headers.items()), "", names, digest])
     scope = f"{now[:8]}/{region}/{service}/aws4_request"
@@ -43,14 +44,14 @@ class Bucket:
     def __init__(self, server, name):
         self.server, self.name = server, name
 
-    def call(self, method, key="", body=b"", wanted=(200, 204), **query):
+    def call(self, method, key="", body=b"", wanted=(200, 204), more=None, **query):
         """One request; the body of the answer, AssertionError if its status is none of wanted."""
         path = urllib.parse.quote(f"/{self.name}/{key}" if key else f"/{self.name}")
         query = "&".join(f"{urllib.parse.quote(k, safe='')}={urllib.parse.quote(v, safe='')}" for k, v in sorted(query.items()))
         conn = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=60)
         try:
             conn.request(method, path + ("?" + query if query else ""), body,
-                         sign(method, self.server.address, path, query, body))
+                         sign(method, self.server.address, path, query, body, more=more))
             answer = conn.getresponse()
             content = answer.read()
         finally:
@@ -58,8 +59,9 @@ class Bucket:
         assert answer.status in wanted, f"{method} {path}?{query}: {answer.status} {content[:500]!r}"
         return content
 
-    def make(self):
-        self.call("PUT")
+    def make(self, lock=False):
+        """Make the bucket, with Object Lock if asked."""
+        self.call("PUT", more={"x-amz-bucket-object-lock-enabled": "true"} if lock else None)
         return self
 
     def get(self, key):

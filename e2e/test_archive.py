@@ -8,7 +8,7 @@ import time
 
 import helpers
 from archived import Bucketed, Written, check_tools, segments, wait_cold
-from helpers import JSON, LONG, wait_for
+from helpers import JSON, LONG, MAX_VALUE, wait_for
 from load import Load
 from truth import check
 
@@ -18,7 +18,7 @@ class Cold:
 
     def whole_contract(self, n):
         c = self.archiving(n)
-        written = Written(self, c.leader())
+        written = Written(self, c.leader(), large=MAX_VALUE if LONG else 700_000)
         self.vkey_of(c.nodes[0])
         self.make_cold(c)
         for node in c.nodes:
@@ -37,6 +37,21 @@ class Cold:
         node.start().wait_ready()
         written.check(node)
 
+    def test_a_bucket_where_nothing_can_be_deleted(self):
+        """Object Lock with retention of everything that is put for good."""
+        self.new_bucket(lock=True)
+        c = self.archiving(1, s3=self.s3(object_lock_mode="COMPLIANCE", object_lock_days=1))
+        written = Written(self, c.nodes[0], count=600)
+        self.vkey_of(c.nodes[0])
+        self.make_cold(c)
+        written.check(c.nodes[0])
+        for i in range(12):  # more bucket manifests than are kept
+            self.expect(c.nodes[0].put("/more", b"%d" % i), (200, 201))
+            self.archive(c)
+        self.assertNotIn("s3:", self.expect(c.nodes[0].get("/health"), 200).json()["checks"]["archive"])
+        check(self, c)
+        self.check_bucket(c)
+
     def test_three_nodes(self):
         """And a node whose disk is gone joins again."""
         c, written = self.whole_contract(3)
@@ -44,6 +59,10 @@ class Cold:
             node.kill()
             shutil.rmtree(node.data)
             self.expect(c.leader().put("/meanwhile", b"%d" % node.number), (200, 201))
+            for _ in range(10 if LONG else 2):  # in the middle of taking over
+                node.start()
+                time.sleep(random.random() * 0.6)
+                node.kill()
             node.start().wait_ready()
             wait_for("it is a voter again", lambda: all(m["role"] != "learner" for m in c.nodes[0].get("/cluster/members").json()["members"]))
             written.check(node)

@@ -17,11 +17,14 @@ CUT = "cluster/restored"
 
 
 class Restore:
-    def lost(self):
+    def lost(self, rotate=False):
         """A cluster with a load and everything archived; its nodes are still there. (cluster, load, written)"""
         c = self.archiving(3)
-        self.vkey_of(c.nodes[0])
+        first = self.vkey_of(c.nodes[0])
         written = Written(self, c.leader(), count=1500)
+        if rotate:
+            self.expect(c.leader().post("/cluster/rotate-key"), 200)
+            wait_for("the new key", lambda: self.vkey_of(c.nodes[0]) != first)
         with Load(c, writers=3, size=500) as load:
             wait_for("writes", lambda: load.count() > 300)
         self.archive(c)
@@ -98,7 +101,7 @@ class Restore:
 
     def test_from_a_folder(self):
         """backup of a running cluster whose segments are cold, audited there, and taken for a restore without any bucket."""
-        c, load, written = self.lost()
+        c, load, written = self.lost(rotate=True)
         node, folder = c.nodes[0], os.path.join(c.folder, "backup")
         self.make_cold(c, [c.nodes[1]])
         done = cli("backup", "--url", c.nodes[1].url, "--to", folder)
