@@ -404,6 +404,7 @@ func (n *node) startRaft() error {
 	}
 	if n.o.objects != nil {
 		n.done.Go(n.archiver.loop)
+		n.done.Go(n.archiver.liveLoop)
 	}
 	n.done.Go(n.checkSigned)
 	if servers := n.servers(); len(servers) == 1 && servers[0].ID == conf.LocalID {

@@ -48,14 +48,13 @@ type archiver struct {
 	n      *node
 	asked  atomic.Int32           // clients of this node who wait for a round
 	state  atomic.Pointer[string] // for /health; nil = the bucket was not asked yet
+	probed atomic.Bool            // the bucket can be used, and is this cluster's
 	rounds longMutex              // held for a round
 
 	// guarded by rounds
-	probed    bool
 	wrong     map[uint64]wrongObject // by the first entry of the segment
 	published publishedManifest
-	lived     time.Time // when live was written
-	beat      int       // how many objects the patrol has visited
+	beat      int // how many objects the patrol has visited
 }
 
 // wrongObject is an object that is not what its name says.
@@ -98,25 +97,35 @@ func (a *archiver) turn(ctx context.Context) error {
 	a.rounds.Lock()
 	defer a.rounds.Unlock()
 	err := a.probe(ctx)
-	switch {
-	case err != nil:
-	case !a.n.isReady():
-		_, err = a.n.o.objects.size(ctx, a.folder()+liveName)
-		if errors.Is(err, fs.ErrNotExist) {
-			err = nil // nobody has led long enough
-		}
-	default:
-		err = a.live(ctx)
-		if err == nil && !a.n.o.archiveAsked {
-			_, err = a.round(ctx, false)
-		} else if err == nil {
-			err = errors.Join(a.wrongs(), a.publish(ctx))
-		}
-		if err == nil || len(a.wrong) > 0 {
-			err = errors.Join(err, a.patrol(ctx))
-		}
+	if err == nil {
+		err = a.look(ctx)
+	}
+	if err == nil && a.n.isReady() {
+		err = a.work(ctx)
 	}
 	a.note(err)
+	return err
+}
+
+// look finds out whether the bucket still answers; live need not be there.
+func (a *archiver) look(ctx context.Context) error {
+	_, err := a.n.o.objects.size(ctx, a.folder()+liveName)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// work is the leader's turn.
+func (a *archiver) work(ctx context.Context) (err error) {
+	if a.n.o.archiveAsked {
+		err = errors.Join(a.wrongs(), a.publish(ctx))
+	} else {
+		_, err = a.round(ctx, false)
+	}
+	if err == nil || len(a.wrong) > 0 {
+		err = errors.Join(err, a.patrol(ctx))
+	}
 	return err
 }
 

@@ -27,7 +27,7 @@ var errForeignBucket = errors.New("the bucket holds another cluster of this name
 
 // probe finds out once whether the bucket can be used, and is this cluster's.
 func (a *archiver) probe(ctx context.Context) error {
-	if a.probed {
+	if a.probed.Load() {
 		return nil
 	}
 	does, err := a.n.o.objects.probe(ctx, a.n.o.objectPrefix)
@@ -37,7 +37,7 @@ func (a *archiver) probe(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	a.probed = true
+	a.probed.Store(true)
 	a.n.o.logger.Info("the archive is ready", "bucket", a.n.o.objects.String(), "folder", a.folder(), "check", does)
 	return nil
 }
@@ -119,21 +119,23 @@ type liveObject struct {
 	Time      int64  `json:"time"` // Unix ms
 }
 
-// live says in the bucket that this cluster has a leader, so that nobody rebuilds it
-// elsewhere meanwhile.
-func (a *archiver) live(ctx context.Context) error {
-	if time.Since(a.lived) < min(liveEvery, a.n.o.archiveEvery) {
-		return nil
+// liveLoop says in the bucket that this cluster has a leader, so that nobody rebuilds
+// it elsewhere meanwhile, however long a round takes. Whether the bucket takes it
+// does not matter here: a round tells.
+func (a *archiver) liveLoop() {
+	for a.pause(min(liveEvery, a.n.o.archiveEvery)) {
+		if !a.probed.Load() || !a.n.isReady() {
+			continue
+		}
+		self := a.n.self.Load()
+		b, err := json.Marshal(liveObject{self.ClusterID, self.NodeID, a.n.o.httpURL, a.n.o.now().UnixMilli()})
+		if err == nil {
+			err = a.n.o.objects.replace(a.n.ctx, a.folder()+liveName, append(b, '\n'))
+		}
+		if err != nil {
+			a.n.o.logger.Debug("saying in the bucket who leads", "error", err)
+		}
 	}
-	self := a.n.self.Load()
-	b, err := json.Marshal(liveObject{self.ClusterID, self.NodeID, a.n.o.httpURL, a.n.o.now().UnixMilli()})
-	if err == nil {
-		err = a.n.o.objects.replace(ctx, a.folder()+liveName, append(b, '\n'))
-	}
-	if err == nil {
-		a.lived = time.Now()
-	}
-	return err
 }
 
 // publishedManifest is the newest bucket manifest that this node has signed.
