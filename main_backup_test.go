@@ -62,7 +62,7 @@ func TestBackup(t *testing.T) {
 	c.put(0, "same", "2")
 	exits(t, pins, 0, "42 entries in 2 segments, 1 of them new", "backup", "--url", url, "--to", to)
 	exits(t, pins, 0, "audited    2 segments, 42 entries", "audit", "--data", to)
-	exits(t, pins, 1, "name its --url", "backup", "--config", config, "--to", to)
+	exits(t, pins, 1, "in use by another process", "backup", "--config", config, "--to", to)
 	key := s.key()
 	receipt := write(t, checkProven(t, s.do("GET", "/verify/same", "").body, key, "2").Receipt)
 

@@ -26,12 +26,6 @@ func (p *program) restore(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	if !c.Cluster.Voter {
-		return unusable("restore: cluster.voter is false, and a cluster of one needs a voter")
-	}
-	if err := wantRestorable(c.Node.DataDir); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("restoring node %d: %w", c.Node.ID, err)
-	}
 	own, at, err := restorePlaces(c, *from)
 	if err != nil {
 		return err
@@ -47,7 +41,8 @@ func (p *program) restore(ctx context.Context, args []string) error {
 		return err
 	}
 	if !*force {
-		if err := found.wantDead(ctx, p.now(), 3*time.Duration(c.Storage.Tiering.ArchivalCheckIntervalSecs)*time.Second); err != nil {
+		silence := 3 * time.Duration(c.Storage.Tiering.ArchivalCheckIntervalSecs) * time.Second
+		if err := found.wantDead(ctx, p.now(), silence); err != nil {
 			return err
 		}
 	}
@@ -64,8 +59,14 @@ func (p *program) restore(ctx context.Context, args []string) error {
 }
 
 // restorePlaces returns the node's own bucket, nil if it has none, and where to
-// restore from.
+// restore from, if the configuration is one to restore into.
 func restorePlaces(c *config, from string) (own objectStore, at *location, err error) {
+	if !c.Cluster.Voter {
+		return nil, nil, unusable("restore: cluster.voter is false, and a cluster of one needs a voter")
+	}
+	if err := wantRestorable(c.Node.DataDir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, nil, fmt.Errorf("restoring node %d: %w", c.Node.ID, err)
+	}
 	if own, err = bucketFrom(c.Storage.S3, newMetrics()); err != nil {
 		return nil, nil, &exitError{exitUnusable, err}
 	}

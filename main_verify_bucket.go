@@ -159,45 +159,42 @@ var errOtherKey = fmt.Errorf("%w: signed by another key", errDifference)
 
 // openBucketManifest reads a manifest and says why its signature is believed.
 func (v *verifier) openBucketManifest(ctx context.Context, a *archived, key, vkey string) (*bucketManifest, string, error) {
-	pass := func(err error) (*bucketManifest, string, error) {
-		return nil, "", fmt.Errorf("%w: manifest %s: %w", errPassed, key, err)
+	m, err := a.readManifest(ctx, key)
+	trusted := ""
+	if err == nil {
+		trusted, err = v.trustManifest(m, vkey)
 	}
-	entries, sum, ok := parseBucketManifestKey(a.folder, key)
-	if !ok {
-		return pass(errors.New("not the name of a manifest"))
-	}
-	size, err := a.objects.size(ctx, key)
-	if errors.Is(err, fs.ErrNotExist) {
-		return pass(err) // removed meanwhile
-	}
-	if err != nil {
-		return nil, "", err
-	}
-	if size > maxManifest {
-		return pass(fmt.Errorf("it has %d bytes, more than %d", size, maxManifest))
-	}
-	b, err := a.objects.read(ctx, key, 0, size)
-	if errors.Is(err, fs.ErrNotExist) {
-		return pass(err)
-	}
-	if err != nil {
-		return nil, "", err
-	}
-	if got := hash(sha256.Sum256(b)); got != sum {
-		return pass(fmt.Errorf("its bytes have SHA-256 %s", got))
-	}
-	m, err := parseBucketManifest(b)
-	if err != nil {
-		return pass(err)
-	}
-	if m.size() != entries || m.cluster != a.cluster {
-		return pass(fmt.Errorf("it is of %d entries of cluster %s", m.size(), m.cluster))
-	}
-	trusted, err := v.trustManifest(m, vkey)
-	if errors.Is(err, errDifference) {
-		return pass(err)
+	if errors.Is(err, errBucketManifest) || errors.Is(err, errDifference) || errors.Is(err, fs.ErrNotExist) { // removed meanwhile
+		err = fmt.Errorf("%w: manifest %s: %w", errPassed, key, err)
 	}
 	return m, trusted, err
+}
+
+// readManifest reads a manifest, which must be what its name says.
+func (a *archived) readManifest(ctx context.Context, key string) (*bucketManifest, error) {
+	entries, sum, ok := parseBucketManifestKey(a.folder, key)
+	if !ok {
+		return nil, fmt.Errorf("%w: not the name of a manifest", errBucketManifest)
+	}
+	size, err := a.objects.size(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	if size > maxManifest {
+		return nil, fmt.Errorf("%w: it has %d bytes, more than %d", errBucketManifest, size, maxManifest)
+	}
+	b, err := a.objects.read(ctx, key, 0, size)
+	if err != nil {
+		return nil, err
+	}
+	if got := hash(sha256.Sum256(b)); got != sum {
+		return nil, fmt.Errorf("%w: its bytes have SHA-256 %s", errBucketManifest, got)
+	}
+	m, err := parseBucketManifest(b)
+	if err == nil && (m.size() != entries || m.cluster != a.cluster) {
+		err = fmt.Errorf("%w: it is of %d entries of cluster %s", errBucketManifest, m.size(), m.cluster)
+	}
+	return m, err
 }
 
 // trustManifest says why the key that signed m is believed to be the ledger's: it

@@ -23,44 +23,38 @@ func (n *node) signedManifest(ctx context.Context) ([]byte, error) {
 // a bucket manifest over its sealed segments: D knows of the last one that it was
 // sealed, not yet that it was confirmed. What is in the Raft log only is not in them.
 func openStoppedLedger(o nodeOptions) (signed []byte, s *store, closed func() error, err error) {
-	n := &node{o: o, offline: true}
-	n.changing.init()
-	n.ctx, n.cancel = context.WithCancel(context.Background())
-	n.archiver.n = n
-	defer func() {
-		if err != nil {
-			n.release()
-		}
-	}()
 	if _, err := os.Stat(filepath.Join(o.dataDir, nodeFileName)); err != nil {
 		return nil, nil, nil, fmt.Errorf("%s: no node to back up: %w", o.dataDir, err)
 	}
-	if n.lock, err = lockDir(o.dataDir); err != nil {
-		return nil, nil, nil, fmt.Errorf("%w: name its --url", err)
+	o.archiveEvery, o.scrubRate = 0, 0
+	n := &node{o: o, offline: true}
+	n.changing.init()
+	n.ctx, n.cancel = context.WithCancel(context.Background())
+	if err = n.lockStopped(); err == nil {
+		err = n.openStore()
 	}
-	if err := refuseDiverged(o.dataDir); err != nil {
-		return nil, nil, nil, err
+	if err == nil {
+		signed, err = n.signSealed()
 	}
-	self, err := n.loadIdentity()
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, nil, nil, errors.Join(err, n.release())
 	}
-	n.self.Store(self)
-	n.o.archiveEvery, n.o.scrubRate = 0, 0
-	if err := n.openStore(); err != nil {
-		return nil, nil, nil, err
-	}
+	return signed, n.store, n.release, nil
+}
+
+// signSealed signs a bucket manifest over the segments of D, with the key as of D.
+func (n *node) signSealed() ([]byte, error) {
 	state := n.store.durable.Load()
 	keys, err := parseLedgerKeys(state.at.keys)
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, err
 	}
 	if keys == nil || len(state.segments) == 0 {
-		return nil, nil, nil, errors.New("it has no sealed segment, or none since the ledger got its key: start it, and POST /cluster/seal")
+		return nil, errors.New("it has no sealed segment, or none since the ledger got its key: start it, and POST /cluster/seal")
 	}
 	m, err := n.bucketManifest(state.segments, keys)
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, err
 	}
-	return m.sign(keys.signer), n.store, n.release, nil
+	return m.sign(keys.signer), nil
 }

@@ -59,8 +59,23 @@ func recoverNode(ctx context.Context, o nodeOptions) (*cut, error) {
 	return n.cutOff(lost)
 }
 
-// openStopped opens what is on the disk of a node that belongs to a cluster.
+// openStopped opens what is on the disk of a node that belongs to a cluster, and
+// the port at which others would answer.
 func (n *node) openStopped() (err error) {
+	if err := n.lockStopped(); err != nil {
+		return err
+	}
+	if err := n.openDisk(); err != nil {
+		return err
+	}
+	n.port, err = listenInternal(n.o.raftListen, portOptions{
+		identity: n.identity, secret: n.o.secret, advertise: n.o.raftAddr, logger: n.o.logger, dial: n.o.dial,
+	})
+	return err
+}
+
+// lockStopped takes possession of the directory of a node that belongs to a cluster.
+func (n *node) lockStopped() (err error) {
 	if n.lock, err = lockDir(n.o.dataDir); err != nil {
 		return err
 	}
@@ -75,13 +90,7 @@ func (n *node) openStopped() (err error) {
 	if !self.formed() || self.Removed {
 		return fmt.Errorf("%s: this node belongs to no cluster", n.o.dataDir)
 	}
-	if err := n.openDisk(); err != nil {
-		return err
-	}
-	n.port, err = listenInternal(n.o.raftListen, portOptions{
-		identity: n.identity, secret: n.o.secret, advertise: n.o.raftAddr, logger: n.o.logger, dial: n.o.dial,
-	})
-	return err
+	return nil
 }
 
 // lostMembers returns all members but this node, by the newest configuration on

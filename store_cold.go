@@ -134,7 +134,7 @@ const maxColdOpen = 2048
 // openColdState prepares the reading of cold segments.
 func (s *store) openColdState(state *durableState) {
 	c := &s.cold
-	c.objects, c.metrics = s.o.objects, s.o.metrics
+	c.objects, c.metrics, c.logger = s.o.objects, s.o.metrics, s.o.logger
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.cache.limit, c.cache.bytes = s.o.cacheSize, &s.o.metrics.cold.cacheBytes
 	c.firsts, c.pinned, c.open = make(map[uint64]bool), make(map[uint64]bool), make(map[uint64]*segmentFile)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"os"
 	"strings"
@@ -327,6 +328,8 @@ func TestColdUnavailable(t *testing.T) {
 		return b, nil
 	}}
 	h.useObjects(broken, 64<<20)
+	var lines bytes.Buffer // written under the reads below
+	h.store.cold.logger = slog.New(slog.NewTextHandler(&lines, nil))
 	for range 3 {
 		_, err := h.store.entryAt(3)
 		wantError(t, err, errArchiveUnavailable, "no route to host", "segments/0000")
@@ -343,6 +346,9 @@ func TestColdUnavailable(t *testing.T) {
 	down = false
 	broken.mu.Unlock()
 	eventually(t, "the bucket is not asked again", func() bool { _, err := h.store.entryAt(3); return err == nil })
+	if s := lines.String(); strings.Count(s, "level=WARN") != 1 || strings.Count(s, "can be read again") != 1 {
+		t.Errorf("the log tells more than the two changes, or less:\n%s", s)
+	}
 	warm.fsm.ApplyBatch(h.log)
 	warm.settle()
 	sameReads(t, h.store, warm.store)

@@ -40,7 +40,7 @@ class Backup(Scenario):
 
     def test_all_nodes_lost(self):
         """Three nodes, a backup of one of them, three empty disks: everything is there, under the old roots, and provable with the old key."""
-        c = self.cluster(storage={"segment_size": 1 << 20})
+        c = self.cluster()
         size = self.fill(c.leader())
         to = os.path.join(c.folder, "backup")
         self.assertIn(f"{size} entries", self.run_cli("backup", "--url", c.nodes[1].url, "--to", to))
@@ -86,7 +86,7 @@ class Backup(Scenario):
         seed = random.randrange(1 << 32)
         rng = random.Random(seed)
         print(f"seed {seed}", end=" ", flush=True)
-        c = self.cluster(1, storage={"segment_size": 1 << 20})
+        c = self.cluster(1)
         node = c.nodes[0]
         size = self.fill(node, 6)
         node.stop()
