@@ -369,3 +369,25 @@ func TestRotMended(t *testing.T) {
 		t.Error("a store opens whose segment is gone and whose D names no object")
 	}
 }
+
+// TestColdIndexRepair: a run of the index that is damaged is built again from
+// segments that are in the bucket only, at the start and in use.
+func TestColdIndexRepair(t *testing.T) {
+	t.Parallel()
+	h, warm, _ := coldHarness(t)
+	for _, inUse := range []bool{false, true} {
+		for _, info := range h.store.index.runs() {
+			path := filepath.Join(h.dir, indexDir, info.name())
+			if inUse {
+				flipBit(t, path, runHeaderSize+10, 1)
+			} else if err := os.Remove(path); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if !inUse {
+			h.reopen()
+		}
+		sameReads(t, h.store, warm.store)
+		checkStore(t, h.store)
+	}
+}
