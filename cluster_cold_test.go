@@ -273,6 +273,7 @@ func TestColdDamagedObject(t *testing.T) {
 	}
 	bucket.set(keys[0], bad)
 	bucket.set(keys[1], good[2])
+	bucket.fault(s3Put, keys[2], "503", -1) // or the leader puts it there again
 	bucket.remove(keys[2])
 	bucket.set(keys[3], good[3][:len(good[3])/2])
 

@@ -86,7 +86,7 @@ func (s *server) explainArchive(err error) *apiError {
 		s.o.logger.Error("corrupt data in the archive", "err", err)
 		return &apiError{status: 502, code: "archive_corrupt", message: "the archived object " + object + " is missing or damaged, and no other node has its segment"}
 	}
-	s.o.logger.Warn("the archive cannot be read", "err", err)
+	s.o.logger.Debug("the archive cannot be read", "err", err) // one for each reader; the store tells when it begins
 	return &apiError{status: 503, code: "archive_unavailable", message: "the archive cannot be read now, the entry is in object " + object, retry: true}
 }
 

@@ -229,7 +229,7 @@ func (a *audit) withLedger(ctx context.Context, path string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := a.useManifest(infos); err != nil {
+	if err := a.useManifest(infos, ledger); err != nil {
 		return nil, err
 	}
 	a.tree.tiles = newTileCheck(size, ledger.tile)
@@ -242,7 +242,7 @@ func (a *audit) withLedger(ctx context.Context, path string) ([]string, error) {
 }
 
 // useManifest gives each source what the manifest says of it.
-func (a *audit) useManifest(infos []segmentInfo) error {
+func (a *audit) useManifest(infos []segmentInfo, ledger *ledgerAudit) error {
 	var next uint64
 	at := make(map[uint64]*auditSource)
 	for i := range a.sources {
@@ -254,6 +254,9 @@ func (a *audit) useManifest(infos []segmentInfo) error {
 		}
 		next = infos[i].end()
 		source := at[infos[i].first]
+		if source == nil && ledger.isCold(infos[i].first) {
+			return fmt.Errorf("%s%s is not here but in the bucket, as ledger.db says: audit the bucket or the node (--url), or bring it back (POST /cluster/prefetch)", infos[i].id(), segmentSuffix)
+		}
 		if source == nil {
 			return fmt.Errorf("%w: %s%s: the file of entries %d to %d is missing", errDifference, infos[i].id(), segmentSuffix, infos[i].first, next-1)
 		}
@@ -332,6 +335,16 @@ func (l *ledgerAudit) manifest() (infos []segmentInfo, tiles uint64, err error) 
 		})
 	})
 	return infos, tiles, err
+}
+
+// isCold tells whether ledger.db says of a segment that only the bucket has it.
+func (l *ledgerAudit) isCold(first uint64) (cold bool) {
+	err := l.view(func(tx *bbolt.Tx) error {
+		b := tx.Bucket([]byte("cold"))
+		cold = b != nil && b.Get(binary.BigEndian.AppendUint64(nil, first)) != nil
+		return nil
+	})
+	return err == nil && cold
 }
 
 // checkedValue returns a value of ledger.db without the CRC32C that it ends in.

@@ -60,7 +60,7 @@ func TestPrometheusText(t *testing.T) {
 	m := newMetrics()
 	m.http.seconds[0].observe(time.Millisecond)
 	m.http.seconds[0].observe(time.Hour)
-	sample := regexp.MustCompile(`^(scribe_[a-z_]+)(\{[a-z]+="[^"\\]*"(,[a-z]+="[^"\\]*")*\})? -?[0-9.e+-]+$`)
+	sample := regexp.MustCompile(`^(scribe_[a-z0-9_]+)(\{[a-z]+="[^"\\]*"(,[a-z]+="[^"\\]*")*\})? -?[0-9.e+-]+$`)
 	seen := map[string]bool{}
 	kind, name := "", ""
 	for _, line := range strings.Split(strings.TrimSuffix(string(m.appendPrometheus(nil)), "\n"), "\n") {

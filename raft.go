@@ -143,6 +143,7 @@ type nodeOptions struct {
 	packLevel    int           // of compress/gzip; 0 = its default
 	archiveEvery time.Duration // between two looks for segments to archive and copies to drop; 0 = archiveEvery
 	archiveAsked bool          // archive only when asked to
+	patrolTime   time.Duration // in which each object is looked at once; 0 = patrolTime
 	cacheSize    int64         // bytes of memory for what was read from objects
 	dropAge      time.Duration // see storeOptions
 	localMax     int64         // see storeOptions
@@ -198,6 +199,9 @@ func openNode(o nodeOptions) (_ *node, err error) {
 	}
 	if n.o.archiveEvery == 0 {
 		n.o.archiveEvery = archiveEvery
+	}
+	if n.o.patrolTime == 0 {
+		n.o.patrolTime = patrolTime
 	}
 	if n.o.checkEvery == 0 {
 		n.o.checkEvery = checkEvery

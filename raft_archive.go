@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net/http"
+	"strings"
 	"sync/atomic"
 	"time"
 )
@@ -54,7 +55,8 @@ type archiver struct {
 	// guarded by rounds
 	wrong     map[uint64]wrongObject // by the first entry of the segment
 	published publishedManifest
-	beat      int // how many objects the patrol has visited
+	beat      int       // how many objects the patrol has visited
+	visited   time.Time // when it did last
 }
 
 // wrongObject is an object that is not what its name says.
@@ -119,14 +121,14 @@ func (a *archiver) look(ctx context.Context) error {
 // work is the leader's turn.
 func (a *archiver) work(ctx context.Context) (err error) {
 	if a.n.o.archiveAsked {
-		err = errors.Join(a.wrongs(), a.publish(ctx))
+		err = a.publish(ctx)
 	} else {
 		_, err = a.round(ctx, false)
 	}
-	if err == nil || len(a.wrong) > 0 {
-		err = errors.Join(err, a.patrol(ctx))
+	if err == nil {
+		err = a.patrol(ctx)
 	}
-	return err
+	return errors.Join(err, a.wrongs())
 }
 
 // note keeps what /health says, and logs a line when the bucket comes or goes.
@@ -137,7 +139,7 @@ func (a *archiver) note(err error) {
 	}
 	now, before := "ok", a.state.Load()
 	if err != nil {
-		now = err.Error()
+		now = oneLine(err)
 	}
 	a.state.Store(&now)
 	a.n.o.metrics.archive.usable.set(0)
@@ -151,6 +153,9 @@ func (a *archiver) note(err error) {
 		a.n.o.logger.Warn("the archive does not work, writes go on", "error", err)
 	}
 }
+
+// oneLine returns the text of an error that may be several.
+func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
 
 // health returns what note kept.
 func (a *archiver) health() string {
@@ -196,8 +201,7 @@ func (a *archiver) round(ctx context.Context, asked bool) (archived int, err err
 			return archived, err
 		}
 	}
-	err = errors.Join(odd, a.wrongs(), a.publish(ctx))
-	return archived, err
+	return archived, errors.Join(odd, a.publish(ctx))
 }
 
 // noteWrong remembers an object with wrong bytes, and logs it once.
@@ -300,13 +304,14 @@ func (n *node) archiveNow(ctx context.Context) (answer archiveAnswer, err error)
 	defer a.rounds.Unlock()
 	if err = a.probe(ctx); err == nil {
 		answer.Archived, err = a.round(ctx, true)
+		err = errors.Join(err, a.wrongs())
 	}
 	a.note(err)
 	if errors.Is(err, errNoLeader) || ctx.Err() != nil {
 		return answer, err
 	}
 	if err != nil {
-		answer.Reason = err.Error()
+		answer.Reason = oneLine(err)
 	}
 	m := n.store.manifest.Load()
 	prefix, total := m.archived()

@@ -9,8 +9,7 @@ import (
 )
 
 // The leader's patrol in the bucket: others can write there, too. Each recorded
-// object is visited once a day, and a few at each look: its size and its table are
-// compared with its name. What is in its members is seen when they are read.
+// object is visited once a day: its size and its table are compared with its name. What is in its members is seen when they are read.
 //
 //	it is gone         it is put again, from this node's copy, else from another's;
 //	                   the name is the same, so nothing is to be recorded
@@ -18,7 +17,7 @@ import (
 //
 // A bucket manifest that is gone is written anew.
 
-// patrolTime is how long a round over all objects takes.
+// patrolTime is how long one walk past all objects takes.
 const patrolTime = 24 * time.Hour
 
 // patrol visits the objects whose turn it is, and the newest bucket manifest.
@@ -29,8 +28,15 @@ func (a *archiver) patrol(ctx context.Context) error {
 			all = append(all, info)
 		}
 	}
-	turn := min(len(all), 1+int(int64(len(all))*int64(a.n.o.archiveEvery)/int64(patrolTime)))
-	for range turn {
+	for _, info := range all {
+		if _, wrong := a.wrong[info.first]; !wrong {
+			continue
+		}
+		if err := a.visit(ctx, info); err != nil { // it may have been put right
+			return err
+		}
+	}
+	for due := a.due(len(all)); due > 0; due-- {
 		if err := a.visit(ctx, all[a.beat%len(all)]); err != nil {
 			return err
 		}
@@ -46,7 +52,21 @@ func (a *archiver) patrol(ctx context.Context) error {
 	return nil
 }
 
-// visit looks whether the object of a segment is there.
+// due returns how many of so many objects it is time to visit.
+func (a *archiver) due(objects int) int {
+	each := a.n.o.patrolTime / time.Duration(max(objects, 1))
+	if a.visited.IsZero() {
+		a.visited = time.Now()
+	}
+	due := int(time.Since(a.visited) / max(each, 1))
+	if due > 0 {
+		a.visited = time.Now()
+	}
+	return min(due, objects)
+}
+
+// visit looks whether the object of a segment is there. Only an error of the bucket as
+// a whole is returned; what is wrong with the object is noted.
 func (a *archiver) visit(ctx context.Context, info segmentInfo) error {
 	key := a.n.store.objectKey(info)
 	_, sum, _ := parsePackedName(info.object)
@@ -66,7 +86,7 @@ func (a *archiver) visit(ctx context.Context, info segmentInfo) error {
 	}
 	if errors.As(err, &w) {
 		a.noteWrong(info, w)
-		return a.wrongs()
+		return nil
 	}
 	return err
 }

@@ -27,6 +27,9 @@ func archivedIn(b objectStore) func(*nodeOptions) {
 // onlyAsked makes them archive when asked only.
 func onlyAsked(o *nodeOptions) { o.archiveAsked = true }
 
+// patrols makes them look at all objects all the time.
+func patrols(o *nodeOptions) { o.patrolTime = time.Millisecond }
+
 // segmentsOf makes n segments that nobody has archived before they are there.
 func (c *testCluster) segmentsOf(n int) {
 	c.t.Helper()
@@ -480,7 +483,7 @@ func TestArchiveLeadersChange(t *testing.T) {
 func TestArchivePatrol(t *testing.T) {
 	t.Parallel()
 	b := newMemBucket(t)
-	c := newCluster(t, 3, archivedIn(b))
+	c := newCluster(t, 3, archivedIn(b), patrols)
 	c.segmentsOf(3)
 	c.waitArchived()
 	c.checkBucket(b)
@@ -518,7 +521,7 @@ func TestArchivePatrol(t *testing.T) {
 func TestArchiveLost(t *testing.T) {
 	t.Parallel()
 	b := newMemBucket(t)
-	c := newCluster(t, 1, archivedIn(b))
+	c := newCluster(t, 1, archivedIn(b), patrols)
 	c.segmentsOf(2)
 	c.waitArchived()
 	n := c.nodes[0]

@@ -37,17 +37,32 @@ func (s *store) tierLoop() {
 func (s *store) tierOnce(now time.Time) {
 	for _, info := range s.droppable(now) {
 		start := time.Now()
-		if err := s.drop(info); err != nil && s.running() == nil {
-			s.o.logger.Warn("the local copy of a segment stays", "segment", info.id(), "error", err)
-			if errors.Is(err, errArchiveUnavailable) {
-				return
-			}
+		err := s.drop(info)
+		if s.running() == nil {
+			s.tellKept(info, err)
+		}
+		if errors.Is(err, errArchiveUnavailable) {
+			return
 		}
 		select {
 		case <-s.quit:
 			return
 		case <-time.After(time.Since(start)):
 		}
+	}
+}
+
+// tellKept logs once why a file stays that was to go.
+func (s *store) tellKept(info segmentInfo, err error) {
+	c := &s.cold
+	c.mu.Lock()
+	known := c.kept[info.first]
+	if delete(c.kept, info.first); err != nil {
+		c.kept[info.first] = true
+	}
+	c.mu.Unlock()
+	if err != nil && !known {
+		s.o.logger.Warn("the local copy of a segment stays", "segment", info.id(), "error", err)
 	}
 }
 

@@ -125,6 +125,7 @@ type coldState struct {
 	firsts map[uint64]bool         // which segments are cold
 	open   map[uint64]*segmentFile // of them
 	pinned map[uint64]bool         // which are to stay on the disk
+	kept   map[uint64]bool         // which were to go and could not
 }
 
 // maxColdOpen bounds the cold segments whose tables are in memory: 10 KiB each.
@@ -133,10 +134,11 @@ const maxColdOpen = 2048
 // openColdState prepares the reading of cold segments.
 func (s *store) openColdState(state *durableState) {
 	c := &s.cold
-	c.objects, c.metrics = s.o.objects, s.o.metrics
+	c.objects, c.metrics, c.logger = s.o.objects, s.o.metrics, s.o.logger
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.cache.limit, c.cache.bytes = s.o.cacheSize, &s.o.metrics.cold.cacheBytes
 	c.firsts, c.pinned, c.open = make(map[uint64]bool), make(map[uint64]bool), make(map[uint64]*segmentFile)
+	c.kept = make(map[uint64]bool)
 	for _, first := range state.cold {
 		c.firsts[first] = true
 	}

@@ -253,6 +253,8 @@ func TestTiering(t *testing.T) {
 	if m := &h.store.o.metrics.cold; m.segments.value() != 2 || m.dropped.value() != 2 || m.pinned.value() != 1 {
 		t.Errorf("metrics: %d cold, %d dropped, %d pinned", m.segments.value(), m.dropped.value(), m.pinned.value())
 	}
+	h.close()
+	exits(t, t.TempDir(), 1, "is not here but in the bucket", "audit", "--data", h.dir)
 }
 
 // TestColdFromPeer: an object that is damaged or gone is replaced by what a peer

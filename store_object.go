@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"sync"
 	"time"
 )
@@ -47,6 +48,7 @@ type objectReader struct {
 	objects objectStore // nil: none is configured
 	ctx     context.Context
 	metrics *metrics
+	logger  *slog.Logger
 
 	mu     sync.Mutex
 	down   *archiveError // how the last read ended if nothing was answered
@@ -131,15 +133,23 @@ func (o *objectReader) enter(key string) (probe bool, err error) {
 	return true, nil
 }
 
-// leave notes whether the bucket answered.
+// leave notes whether the bucket answered, and tells when that changes.
 func (o *objectReader) leave(probe bool, failed *archiveError) {
 	o.mu.Lock()
-	defer o.mu.Unlock()
 	if probe {
 		o.asking = false
 	}
+	before := o.down
 	o.down = nil
 	if failed != nil && failed.kind == errArchiveUnavailable {
 		o.down, o.until = failed, time.Now().Add(objectRest)
+	}
+	now := o.down
+	o.mu.Unlock()
+	switch {
+	case before == nil && now != nil:
+		o.logger.Warn("the archive cannot be read", "object", now.object, "error", now.cause)
+	case before != nil && now == nil:
+		o.logger.Info("the archive can be read again")
 	}
 }
