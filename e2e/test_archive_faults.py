@@ -98,7 +98,8 @@ class Flaky(Bucketed):
                 self.assertIn(sha256(reply.body) if reply.status == 200 else reply.code(), (digest, "archive_unavailable", "archive_corrupt"))
             proxy.answer = proxy.spoil = None
             self.archive(c)
-            wait_for("all nodes read again", lambda: all(n.get("/ledger/entries?limit=1").status == 200 for n in c.nodes))  # each rests for a second
+            wait_for("all nodes read everything again", lambda: all(  # each rests for a second after a failure
+                n.get("/ledger/entries?values=true&limit=1000000").status == 200 for n in c.nodes), 30)
             check(self, c, load)
             self.check_bucket(c)
 
