@@ -116,6 +116,7 @@ func TestRestoreNamesWhatIsWrong(t *testing.T) {
 				}
 			}
 		}, want: "restored   630 entries"},
+		{about: "bucket busy for a moment", change: func(s *s3Server) { s.fault(s3Get, folder+segmentsFolder, "503", 2) }, want: "restored   640 entries"},
 		{about: "it lives", change: func(s *s3Server) { s.set(folder+liveName, live(time.Now().Add(-time.Minute))) }, code: 1, want: "node 3 (http://far:8001) led it 1m0s ago"},
 		{about: "by another clock", change: func(s *s3Server) { s.set(folder+liveName, live(time.Now().Add(time.Hour))) }, code: 1, want: "the cluster lives"},
 		{about: "nobody knows", change: func(s *s3Server) { s.set(folder+liveName, []byte("{")) }, code: 1, want: "nobody knows"},

@@ -298,7 +298,7 @@ func (n *node) adoptSegments(r *restoration) ([]fetchedSegment, error) {
 			if k >= len(r.segments) || ctx.Err() != nil {
 				return
 			}
-			g, err := r.adopt(ctx, n.store, k)
+			g, err := n.adoptSegment(ctx, r, k)
 			if err != nil {
 				cancel(err)
 				return
@@ -314,6 +314,22 @@ func (n *node) adoptSegments(r *restoration) ([]fetchedSegment, error) {
 		return nil, context.Cause(ctx)
 	}
 	return fetched, nil
+}
+
+// adoptTries is how often a segment is tried while the bucket does not answer.
+const adoptTries = 6
+
+// adoptSegment takes over one segment, and waits for the bucket if need be: who has
+// read for an hour should not begin anew because of a minute.
+func (n *node) adoptSegment(ctx context.Context, r *restoration, k int) (fetchedSegment, error) {
+	for try := 1; ; try++ {
+		g, err := r.adopt(ctx, n.store, k)
+		if !errors.Is(err, errArchiveUnavailable) || try == adoptTries || ctx.Err() != nil {
+			return g, err
+		}
+		n.o.logger.Warn("the bucket does not answer, trying again", "segment", r.segments[k].id(), "try", try, "error", err)
+		n.pause(time.Duration(try) * (objectRest + 100*time.Millisecond)) // the store asks nobody before
+	}
 }
 
 // beginLog writes the beginning of the Raft log, unless it is there: the entry that
