@@ -397,6 +397,9 @@ func (n *node) startRaft() error {
 	}
 	n.fsm.Store(f)
 	n.raft.Store(r)
+	if n.checks.doomed.Load() != nil { // since a moment ago: who condemned this node saw no Raft to stop
+		n.stopRaft()
+	}
 	n.changing.fire()
 	n.done.Go(func() { n.leadershipLoop(r, notify) })
 	n.done.Go(func() { n.observeLeader(r) })
