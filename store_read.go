@@ -86,12 +86,17 @@ func (s *store) get(key []byte, sel selector) (entry, error) {
 	}
 	e, err := s.entryFrom(p.seq, &place{p.offset, p.length}, true)
 	if err == nil && !bytes.Equal(e.key, key) {
-		err = fmt.Errorf("entry %d: %w: the key index says it is of another key", p.seq, errCorrupt)
+		err = otherKey(p.seq)
 	}
 	if err != nil {
 		return entry{}, err
 	}
 	return e, e.fate()
+}
+
+// otherKey is the error of an entry to which the key index led, and which is not of that key.
+func otherKey(seq uint64) error {
+	return fmt.Errorf("entry %d: %w: the key index says it is of another key", seq, errCorrupt)
 }
 
 // fate returns errDeleted for a tombstone.
@@ -290,99 +295,6 @@ func (s *store) history(key []byte, before uint64, limit int) ([]entry, *uint64,
 		return versions, &oldest.seq, nil
 	}
 	return versions, nil, nil
-}
-
-// list returns the live keys with the prefix that come after after (nil = from
-// the start), in byte order, at most limit, and whether more follow.
-func (s *store) list(prefix, after []byte, limit int) ([]entry, bool, error) {
-	from := prefix
-	if after != nil && bytes.Compare(after, prefix) >= 0 {
-		from = append(slices.Clone(after), 0)
-	}
-	for tries := 0; ; tries++ {
-		found, more, err := s.listFrom(prefix, from, limit)
-		var broken *runError
-		if !errors.As(err, &broken) || tries == 3 {
-			return found, more, err
-		}
-		if rerr := s.repairRun(broken.info); rerr != nil {
-			return nil, false, errors.Join(err, rerr)
-		}
-	}
-}
-
-// listFrom is one try of list, from the key from on: a merge of the keys in
-// memory with those in the runs. A key that is in both is newer in memory.
-func (s *store) listFrom(prefix, from []byte, limit int) ([]entry, bool, error) {
-	memory := s.keysInMemory(from)
-	disk := s.index.scan(from)
-	mkey, mok := memory.next()
-	dkey, p, dok := disk.next()
-	var found []entry
-	for {
-		var e entry
-		var err error
-		mok = mok && strings.HasPrefix(mkey, string(prefix))
-		dok = dok && bytes.HasPrefix(dkey, prefix)
-		switch {
-		case !mok && !dok:
-			return found, false, disk.err()
-		case mok && (!dok || mkey <= string(dkey)):
-			if dok && mkey == string(dkey) {
-				dkey, p, dok = disk.next()
-			}
-			e, err = s.get([]byte(mkey), selector{})
-			mkey, mok = memory.next()
-		case p.deleted:
-			err = errDeleted
-			dkey, p, dok = disk.next()
-		default:
-			e, err = s.entryFrom(p.seq, &place{p.offset, p.length}, false)
-			dkey, p, dok = disk.next()
-		}
-		if errors.Is(err, errDeleted) {
-			continue
-		}
-		if err != nil {
-			return nil, false, err
-		}
-		if len(found) == limit {
-			return found, true, nil
-		}
-		found = append(found, e)
-	}
-}
-
-// keyCursor merges sorted lists of keys.
-type keyCursor struct{ lists [][]string }
-
-// next returns the smallest key left, which it takes from all lists.
-func (c *keyCursor) next() (string, bool) {
-	least, ok := "", false
-	for _, l := range c.lists {
-		if len(l) > 0 && (!ok || l[0] < least) {
-			least, ok = l[0], true
-		}
-	}
-	for i, l := range c.lists {
-		if len(l) > 0 && l[0] == least {
-			c.lists[i] = l[1:]
-		}
-	}
-	return least, ok
-}
-
-// keysInMemory returns the keys in memory that are not before from.
-func (s *store) keysInMemory(from []byte) *keyCursor {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var c keyCursor
-	for _, p := range s.inMemory() {
-		p.sortKeys()
-		i, _ := slices.BinarySearch(p.sorted, string(from))
-		c.lists = append(c.lists, p.sorted[i:]) // a later sortKeys makes a new slice
-	}
-	return &c
 }
 
 // sizeWaiter waits until the ledger has size entries.
