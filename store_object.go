@@ -50,10 +50,11 @@ type objectReader struct {
 	metrics *metrics
 	logger  *slog.Logger
 
-	mu     sync.Mutex
-	down   *archiveError // how the last read ended if nothing was answered
-	until  time.Time     // nobody asks before
-	asking bool          // somebody finds out whether it is still so
+	mu       sync.Mutex
+	down     *archiveError // how the last read ended, if nothing was answered since it began
+	until    time.Time     // nobody asks before
+	asking   bool          // somebody finds out whether it is still so
+	answered time.Time     // when a read was
 }
 
 // read returns size bytes of an object from offset from on.
@@ -84,8 +85,8 @@ func (o *objectReader) size(key string) (n int64, err error) {
 	return n, err
 }
 
-// ask has do ask the bucket. While it does not answer, one caller at a time finds
-// out whether it does again, and the others are told at once.
+// ask has do ask the bucket. While it answers nobody, one caller at a time finds out
+// whether it does again, and the others are told at once.
 func (o *objectReader) ask(key string, do func(context.Context) error) error {
 	if o.objects == nil {
 		return &archiveError{errArchiveUnavailable, key, errNoBucket}
@@ -97,6 +98,7 @@ func (o *objectReader) ask(key string, do func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(o.ctx, objectPatience)
 	defer cancel()
 	o.metrics.cold.reads.add(1)
+	begun := time.Now()
 	err = do(ctx)
 	var failed *archiveError
 	switch {
@@ -107,7 +109,7 @@ func (o *objectReader) ask(key string, do func(context.Context) error) error {
 		failed = &archiveError{errArchiveUnavailable, key, err}
 		o.metrics.cold.unavailable.add(1)
 	}
-	o.leave(probe, failed)
+	o.leave(probe, begun, failed)
 	if failed == nil {
 		return nil
 	}
@@ -133,23 +135,26 @@ func (o *objectReader) enter(key string) (probe bool, err error) {
 	return true, nil
 }
 
-// leave notes whether the bucket answered, and tells when that changes.
-func (o *objectReader) leave(probe bool, failed *archiveError) {
+// leave notes whether the bucket answered a read, and tells when that changes.
+// A read that it left alone while it answered others says nothing of those to come.
+func (o *objectReader) leave(probe bool, begun time.Time, failed *archiveError) {
 	o.mu.Lock()
 	if probe {
 		o.asking = false
 	}
-	before := o.down
-	o.down = nil
-	if failed != nil && failed.kind == errArchiveUnavailable {
-		o.down, o.until = failed, time.Now().Add(objectRest)
+	before, now := o.down, time.Now()
+	switch {
+	case failed == nil || failed.kind != errArchiveUnavailable:
+		o.down, o.answered = nil, now
+	case !o.answered.After(begun):
+		o.down, o.until = failed, now.Add(objectRest)
 	}
-	now := o.down
+	after := o.down
 	o.mu.Unlock()
 	switch {
-	case before == nil && now != nil:
-		o.logger.Warn("the archive cannot be read", "object", now.object, "error", now.cause)
-	case before != nil && now == nil:
+	case before == nil && after != nil:
+		o.logger.Warn("the archive cannot be read", "object", after.object, "error", after.cause)
+	case before != nil && after == nil:
 		o.logger.Info("the archive can be read again")
 	}
 }
