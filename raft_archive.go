@@ -15,14 +15,15 @@ import (
 // tells all nodes through Raft which object holds it. A segment takes these steps,
 // and whoever leads after a crash takes them again:
 //
-//	pack    the file becomes a packed segment in a .tmp file of the data directory.
+//	pack    the file becomes a packed segment in a .tmp file of the data directory,
+//	        while the segment before it takes the other steps.
 //	        A crash leaves that; the next start removes it.
 //	put     the object, unless there is one of that name. A crash before leaves
 //	        nothing, after it an object that nothing names. Its name says what is in
 //	        it, so the next leader makes the same name, finds it taken and goes on.
-//	check   the whole object is read back and compared, member by member with the
-//	        table that its name commits to, and as a whole with the manifest. Only
-//	        what was read back counts, whoever put it.
+//	check   the whole object is read back and compared, member by member, with the
+//	        table that its name commits to, and which was made while the file was
+//	        compared with the manifest. Only what was read back counts, whoever put it.
 //	record  the archived command. A crash before leaves a good object that nothing
 //	        names, as after put; a command that is proposed twice changes nothing.
 //
@@ -173,16 +174,18 @@ func (a *archiver) folder() string {
 // round archives all confirmed segments that are not, and tells how many it did.
 // What is wrong with a single segment holds up no other.
 func (a *archiver) round(ctx context.Context, asked bool) (archived int, err error) {
-	var odd error
+	var due []segmentInfo
 	for _, info := range a.n.store.manifest.Load().shown() {
-		if info.object != "" || !asked && a.isWrong(info) {
-			continue
+		if info.object == "" && (asked || !a.isWrong(info)) {
+			due = append(due, info)
 		}
+	}
+	var odd error
+	for p := range a.packAhead(ctx, due) {
 		if !a.n.leads() {
 			return archived, errNoLeader
 		}
-		err := a.archive(ctx, info)
-		var local *packError
+		err := a.archive(ctx, p)
 		var wrong *wrongObject
 		switch {
 		case err == nil:
@@ -194,8 +197,8 @@ func (a *archiver) round(ctx context.Context, asked bool) (archived int, err err
 		a.n.o.metrics.archive.failed.add(1)
 		switch {
 		case errors.As(err, &wrong):
-			a.noteWrong(info, wrong)
-		case errors.As(err, &local):
+			a.noteWrong(p.info, wrong)
+		case p.err != nil:
 			odd = errors.Join(odd, err)
 		default:
 			return archived, err

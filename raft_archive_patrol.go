@@ -97,9 +97,10 @@ func (a *archiver) putAgain(ctx context.Context, info segmentInfo, key string) e
 	if err := a.n.store.bringBack(info); err != nil {
 		return &wrongObject{a.n.o.objects.String() + "/" + key, goneObject, err, time.Now()}
 	}
-	name, _, err := a.upload(ctx, info)
-	if err == nil && name != info.object {
-		err = fmt.Errorf("segment %s: %w: its object is %s, what was packed is %s", info.id(), errPacked, info.object, name)
+	p := a.pack(ctx, info)
+	defer p.close()
+	if p.err == nil && p.name != info.object {
+		return fmt.Errorf("segment %s: %w: its object is %s, what was packed is %s", info.id(), errPacked, info.object, p.name)
 	}
-	return err
+	return a.put(ctx, p)
 }

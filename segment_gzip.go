@@ -223,18 +223,33 @@ func parseGzipTable(b []byte, size int64) (*gzipTable, error) {
 // unpackMember returns the bytes of the file that are in member i, which is b:
 // those that the table has the hash of, or an error.
 func (t *gzipTable) unpackMember(i int, b []byte) ([]byte, error) {
+	return new(unpacker).member(t, i, b)
+}
+
+// unpacker unpacks one member after the other in the same memory.
+type unpacker struct {
+	zip gzip.Reader
+	raw []byte
+	end [1]byte
+}
+
+// member is t.unpackMember, whose result is good until the next call.
+func (u *unpacker) member(t *gzipTable, i int, b []byte) ([]byte, error) {
 	in := bytes.NewReader(b)
-	unpack, err := gzip.NewReader(in)
-	if err != nil {
+	if err := u.zip.Reset(in); err != nil {
 		return nil, fmt.Errorf("%w: member %d: %w", errPacked, i, err)
 	}
-	unpack.Multistream(false)
-	raw := make([]byte, t.rawSize(i))
-	if n, err := io.ReadFull(unpack, raw); err != nil {
+	u.zip.Multistream(false)
+	size := int(t.rawSize(i))
+	if cap(u.raw) < size {
+		u.raw = make([]byte, size)
+	}
+	raw := u.raw[:size]
+	if n, err := io.ReadFull(&u.zip, raw); err != nil {
 		return nil, fmt.Errorf("%w: member %d: byte %d of %d: %w", errPacked, i, n, len(raw), err)
 	}
 	// The CRC is checked where the member ends, and only there.
-	if _, err := io.ReadFull(unpack, make([]byte, 1)); err != io.EOF || in.Len() > 0 {
+	if _, err := io.ReadFull(&u.zip, u.end[:]); err != io.EOF || in.Len() > 0 {
 		return nil, fmt.Errorf("%w: member %d does not end behind %d bytes: %v, %d more", errPacked, i, len(raw), err, in.Len())
 	}
 	if sum := hash(sha256.Sum256(raw)); sum != t.sums[i] {

@@ -447,12 +447,15 @@ type pacer struct{ turn time.Time }
 const pacerLongest = 50 * time.Millisecond
 
 // rest returns ctx's error when ctx ends.
-func (p *pacer) rest(ctx context.Context) error {
+func (p *pacer) rest(ctx context.Context) error { return p.restFor(ctx, 1) }
+
+// restFor rests for so many times as long as the work took.
+func (p *pacer) restFor(ctx context.Context, times float64) error {
 	worked := time.Since(p.turn)
 	if worked >= time.Millisecond {
 		select {
 		case <-ctx.Done():
-		case <-time.After(min(worked, pacerLongest)):
+		case <-time.After(min(time.Duration(times*float64(worked)), pacerLongest)):
 		}
 		p.turn = time.Now()
 	}

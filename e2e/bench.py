@@ -75,8 +75,8 @@ class Bench:
 
     # ---- measuring
 
-    def wrk(self, port, lua, connections=CONNECTIONS):
-        """Run wrk with a script; its RESULT, or None without wrk."""
+    def wrk(self, port, lua, connections=CONNECTIONS, seconds=None):
+        """Run wrk with a script for --duration, or so long; its RESULT, or None without wrk."""
         if not self.wrk_path:
             return None
         self.salts += 1
@@ -84,7 +84,7 @@ class Bench:
         with open(script, "w") as f:
             f.write(lua.replace("SALT", f"{self.salts:08d}") + DONE_LUA)
         threads = min(len(self.options.cores), connections)
-        done = subprocess.run([self.wrk_path, f"-t{threads}", f"-c{connections}", f"-d{self.options.duration}s",
+        done = subprocess.run([self.wrk_path, f"-t{threads}", f"-c{connections}", f"-d{seconds or self.options.duration}s",
                                "--timeout", "10s", "-s", script, f"http://127.0.0.1:{port}"],
                               capture_output=True, text=True, check=True)
         result = json.loads(re.search("RESULT (.*)", done.stdout)[1])
@@ -270,6 +270,7 @@ class Bench:
 
     def run_archive(self, size=16 * helpers.MIB):
         """Segments of log lines: how fast they come to the bucket, alone and while PUT is measured, and what PUT has left."""
+        seconds = max(self.options.duration, 20)  # in which a segment that is on its way does not count for much
         with Server(self.options.server) as server:
             c, _ = self.bucket_cluster(server, server.url, size)
             node = c.nodes[0]
@@ -278,17 +279,17 @@ class Bench:
             self.row("gzip level 6 on one core (Go)", gzip / helpers.MIB, "MiB/s")
             rate = archive_rate(node)
             self.row(f"archive to {self.options.server}, nothing else", rate / helpers.MIB, "MiB/s", ">= 0.5", rate >= gzip / 2, rate / gzip)
-            before = self.wrk(node.port, PUT_LUA)
-            fill_segments(node, int(gzip * self.options.duration / size) + 4)
+            before = self.wrk(node.port, PUT_LUA, seconds=seconds)
+            fill_segments(node, int(gzip * seconds / size) + 4)
             assert node.post("/cluster/seal").status == 200
             call = threading.Thread(target=node.post, args=("/cluster/archive",), kwargs={"timeout": 600}, daemon=True)
             call.start()
             waiting, start = not_archived(node), time.monotonic()
-            during = self.wrk(node.port, PUT_LUA)
+            during = self.wrk(node.port, PUT_LUA, seconds=seconds)
             left = not_archived(node)
             rate = sum(size for i, size in waiting.items() if i not in left) / (time.monotonic() - start)
             call.join()
-            after = self.wrk(node.port, PUT_LUA)
+            after = self.wrk(node.port, PUT_LUA, seconds=seconds)
             if before:
                 self.row("one node, PUT without archiving", (before["rate"] + after["rate"]) / 2, "/s")
                 self.rated("one node, PUT while it archives", during, (before["rate"] + after["rate"]) / 2, 0.8)
