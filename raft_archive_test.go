@@ -106,6 +106,12 @@ func (c *testCluster) checkBucket(b *memBucket) {
 			c.t.Errorf("bucket manifest has root %s and key %s, want %s, %v", newest.root, newest.key, root, err)
 		}
 	}
+	for _, n := range c.nodes {
+		eventually(c.t, "a packed file is left", func() bool {
+			left, err := filepath.Glob(filepath.Join(n.o.dataDir, "archive.*"))
+			return err == nil && len(left) == 0
+		})
+	}
 }
 
 // sameVersions fails the test unless all nodes have the same manifest.
