@@ -87,11 +87,13 @@ class Restore:
             begun = subprocess.Popen([binary(), "restore", "--config", node.config, "--force", "--key", old], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             time.sleep(random.random() * 0.25)
             begun.kill()
-            if begun.wait() == 0:
-                break
-            if os.path.exists(os.path.join(data, "restore.json")):
+            begun.wait()
+            left = os.listdir(data)
+            if "restore.json" in left:
                 node.start()
                 self.expect_refusal(node, "not restored to the end")
+            elif "node.json" in left:  # done, if killed as it said so or not
+                break
         else:
             self.restore(node, "--force", "--key", old)
         self.come_back(c, load, written)
