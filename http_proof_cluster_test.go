@@ -3,8 +3,10 @@ package main
 import (
 	"fmt"
 	"net"
+	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -27,6 +29,20 @@ func serveCluster(t *testing.T, c *testCluster) []*testServer {
 	return servers
 }
 
+// write sends a request that changes the ledger, and repeats it under one
+// Idempotency-Key while the outcome is unknown or there is no leader.
+func (s *testServer) write(method, target, body string) (r httpReply) {
+	s.t.Helper()
+	id := fmt.Sprintf("Idempotency-Key: write-%d", writes.Add(1))
+	eventually(s.t, method+" "+target, func() bool {
+		r = s.do(method, target, body, id)
+		return r.status != http.StatusServiceUnavailable && r.status != http.StatusGatewayTimeout
+	})
+	return r
+}
+
+var writes atomic.Uint64 // for Idempotency-Keys
+
 // TestProofsOfCluster: what any node answers convinces a client that knows the
 // ledger's key alone, at any time: right after the write, after a seal, after a
 // new key.
@@ -40,14 +56,14 @@ func TestProofsOfCluster(t *testing.T) {
 		wg.Go(func() {
 			for k := range 20 {
 				value := fmt.Sprint("value ", k)
-				checkProven(t, s.do("PUT", fmt.Sprintf("/n%d/%d?receipt=true", i, k%5), value).body, key, value)
+				checkProven(t, s.write("PUT", fmt.Sprintf("/n%d/%d?receipt=true", i, k%5), value).body, key, value)
 			}
 		})
 	}
 	wg.Wait()
 	line := servers[1].do("POST", "/batch?receipt=true", `{"op":"put","key":"line","value":"1"}`, "Content-Type: application/x-ndjson")
 	checkProven(t, line.body, key, "1")
-	checkProven(t, servers[2].do("DELETE", "/line?receipt=true", "").body, key, "")
+	checkProven(t, servers[2].write("DELETE", "/line?receipt=true", "").body, key, "")
 	check := func(key string) {
 		for i, s := range servers {
 			if s.key() != key {
