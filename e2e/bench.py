@@ -1,15 +1,17 @@
 """The speed of one node and of three beside a bare net/http server, in one run on the same cores.
 
 python3 e2e/bench.py [--cores 0,1] [--duration 10] [--only put,get,latency,batch,failover,restart,archive,cold]
-                     [--server minio|versitygw] [--growth 10000000] [--entries 1000000] [--failovers 10] [--dir DIR] [--json FILE]
+                     [--server minio|versitygw] [--growth 10000000] [--entries 1000000] [--failovers 10] [--connections 64] [--dir DIR] [--json FILE]
 
 Everything, wrk included, is pinned to --cores. Ratios are to the bare server driven by the same
 wrk script, measured before and after (the mean counts). growth only runs when it is asked for.
-archive and cold use a real S3 server (s3_servers.py) on the same cores; gzip is Go's, on one core.
+archive and cold use a real S3 server (s3_servers.py) on the same cores; gzip is Go's, on one core:
+what PUT loses beside it is what packing alone would cost.
 """
 
 import argparse
 import base64
+import concurrent.futures
 import contextlib
 import datetime
 import json
@@ -32,8 +34,6 @@ from load import Load, time_to_next_ack
 from s3_client import Bucket
 from s3_proxy import Proxy
 from s3_servers import ACCESS_KEY, SECRET_KEY, Server
-
-CONNECTIONS = 64
 
 # Each wrk thread has its own Lua state: thread gives it a number, salt tells the runs apart.
 PUT_LUA = """
@@ -75,14 +75,15 @@ class Bench:
 
     # ---- measuring
 
-    def wrk(self, port, lua, connections=CONNECTIONS, seconds=None):
-        """Run wrk with a script for --duration, or so long; its RESULT, or None without wrk."""
+    def wrk(self, port, lua, connections=None, seconds=None):
+        """Run wrk with a script over --connections, or so many, for --duration, or so long; its RESULT, or None without wrk."""
         if not self.wrk_path:
             return None
         self.salts += 1
         script = os.path.join(self.folder, f"run{self.salts}.lua")
         with open(script, "w") as f:
             f.write(lua.replace("SALT", f"{self.salts:08d}") + DONE_LUA)
+        connections = connections or self.options.connections
         threads = min(len(self.options.cores), connections)
         done = subprocess.run([self.wrk_path, f"-t{threads}", f"-c{connections}", f"-d{seconds or self.options.duration}s",
                                "--timeout", "10s", "-s", script, f"http://127.0.0.1:{port}"],
@@ -270,7 +271,7 @@ class Bench:
 
     def run_archive(self, size=16 * helpers.MIB):
         """Segments of log lines: how fast they come to the bucket, alone and while PUT is measured, and what PUT has left."""
-        seconds = max(self.options.duration, 20)  # in which a segment that is on its way does not count for much
+        seconds = max(self.options.duration, 30)  # in which a segment that is on its way does not count for much
         with Server(self.options.server) as server:
             c, _ = self.bucket_cluster(server, server.url, size)
             node = c.nodes[0]
@@ -280,6 +281,10 @@ class Bench:
             rate = archive_rate(node)
             self.row(f"archive to {self.options.server}, nothing else", rate / helpers.MIB, "MiB/s", ">= 0.5", rate >= gzip / 2, rate / gzip)
             before = self.wrk(node.port, PUT_LUA, seconds=seconds)
+            with concurrent.futures.ThreadPoolExecutor() as pool:
+                bare = pool.submit(self.wrk, node.port, PUT_LUA, seconds=seconds)
+                bare_gzip = self.gzip_rate(node, seconds - 2)
+                bare = bare.result()
             fill_segments(node, int(gzip * seconds / size) + 4)
             assert node.post("/cluster/seal").status == 200
             call = threading.Thread(target=node.post, args=("/cluster/archive",), kwargs={"timeout": 600}, daemon=True)
@@ -291,18 +296,26 @@ class Bench:
             call.join()
             after = self.wrk(node.port, PUT_LUA, seconds=seconds)
             if before:
-                self.row("one node, PUT without archiving", (before["rate"] + after["rate"]) / 2, "/s")
-                self.rated("one node, PUT while it archives", during, (before["rate"] + after["rate"]) / 2, 0.8)
+                alone = (before["rate"] + after["rate"]) / 2
+                self.row("one node, PUT without archiving", alone, "/s")
+                self.row("one node, PUT beside a bare gzip", bare["rate"], "/s", ratio=bare["rate"] / alone)
+                self.row("the bare gzip meanwhile", bare_gzip / helpers.MIB, "MiB/s", ratio=bare_gzip / gzip)
+                self.rated("one node, PUT while it archives", during, alone, 0.8)
                 self.row("archive meanwhile", rate / helpers.MIB, "MiB/s", ">= 0.5", rate >= gzip / 2, rate / gzip)
             c.close()
 
-    def gzip_rate(self, node):
-        """Bytes of segments that Go's gzip takes in a second on one core."""
+    def gzip_rate(self, node, seconds=0):
+        """Bytes of segments that Go's gzip takes in a second on one core; the mean of as many seconds or a little more."""
         folder = os.path.join(node.data, "segments")
         files = [os.path.join(folder, name) for name in sorted(os.listdir(folder)) if name.endswith(".seg")][:4]
-        source = os.path.join(helpers.ROOT, "e2e", "bare_gzip.go")
-        done = subprocess.run(["go", "run", source, *files], check=True, capture_output=True, env={**os.environ, "GOMAXPROCS": "1"})
-        return float(done.stdout)
+        binary = os.path.join(self.folder, "gzip")
+        if not os.path.exists(binary):
+            subprocess.run(["go", "build", "-o", binary, os.path.join(helpers.ROOT, "e2e", "bare_gzip.go")], check=True)
+        rates, end = [], time.monotonic() + seconds
+        while not rates or time.monotonic() < end:
+            done = subprocess.run([binary, *files], check=True, capture_output=True, env={**os.environ, "GOMAXPROCS": "1"})
+            rates.append(float(done.stdout))
+        return statistics.mean(rates)
 
     def run_cold(self, tries=20):
         """GETs of 100-byte values out of a cold segment of 64 MiB, through a proxy that counts."""
@@ -493,6 +506,7 @@ def parse_arguments():
     parser.add_argument("--growth", default=0, type=int, metavar="KEYS", help="run the growth test with so many keys")
     parser.add_argument("--entries", default=1_000_000, type=int, help="entries before the restart")
     parser.add_argument("--failovers", default=10, type=int)
+    parser.add_argument("--connections", default=64, type=int, help="of wrk")
     parser.add_argument("--dir", default=None, help="where the data goes; the disk matters")
     parser.add_argument("--json", default=None, metavar="FILE", help="write the rows there (- for standard output)")
     return parser.parse_args()
