@@ -161,8 +161,9 @@ func (a *archiver) level() int {
 const politeBlock = 256 << 10
 
 // archiveRest is how long the archive rests while clients ask, in times of its work.
-// On 4 cores that clients keep busy it then archives half as fast as one core packs,
-// and leaves them at least 0.8 of their rate (e2e/bench.py --only archive).
+// On 4 cores that clients keep busy it then archives half as fast as one idle core
+// packs. e2e/bench.py --only archive tells what clients have left, and what a bare
+// gzip would leave them.
 const archiveRest = 0.35
 
 // politeReader reads a file for work in the background: while clients ask, it rests
