@@ -90,7 +90,7 @@ def cold_share(node):
         return 0
     told = reply.json()
     bytes_of = [(s["size"], s["state"]) for s in told["segments"]]
-    whole = sum(size for size, _ in bytes_of) + told["pending"].get("bytes", 0)
+    whole = sum(size for size, _ in bytes_of) + told["pending"]["size"]
     return sum(size for size, state in bytes_of if state == "cold") / max(1, whole)
 
 
