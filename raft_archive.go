@@ -21,16 +21,17 @@ import (
 //	put     the object, unless there is one of that name. A crash before leaves
 //	        nothing, after it an object that nothing names. Its name says what is in
 //	        it, so the next leader makes the same name, finds it taken and goes on.
-//	check   the whole object is read back and compared, member by member, with the
-//	        table that its name commits to, and which was made while the file was
-//	        compared with the manifest. Only what was read back counts, whoever put it.
+//	check   the whole object is read back: it is what was packed, to the byte. One
+//	        that another packer has put is unpacked, and compared with its name.
+//	        Only what was read back counts, whoever put it.
 //	record  the archived command. A crash before leaves a good object that nothing
 //	        names, as after put; a command that is proposed twice changes nothing.
 //
 // Local copies are for the store to drop (store_archive.go), and only of segments
-// that are recorded. After a round the leader writes a bucket manifest
-// (raft_archive_bucket.go), which a rebuild begins with; a crash before that leaves
-// the older one, which is good, and the next leader writes the newer one.
+// that are recorded; each node unpacks the object before, and compares it with its
+// file. After a round the leader writes a bucket manifest (raft_archive_bucket.go),
+// which a rebuild begins with; a crash before that leaves the older one, which is
+// good, and the next leader writes the newer one.
 //
 // An object that holds other bytes than its name says is never overwritten and
 // never recorded: the segment stays here. A bucket that does not answer holds up
@@ -39,7 +40,6 @@ import (
 const (
 	archiveEvery     = time.Minute // between two looks for work
 	archiveFirstWait = time.Second // before the bucket is asked again after an error; then doubled
-	wrongObjectWait  = time.Hour   // before an object with wrong bytes is looked at again unasked
 )
 
 // errArchive is wrapped by the reason why the bucket did not take everything.

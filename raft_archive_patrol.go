@@ -69,10 +69,9 @@ func (a *archiver) due(objects int) int {
 // a whole is returned; what is wrong with the object is noted.
 func (a *archiver) visit(ctx context.Context, info segmentInfo) error {
 	key := a.n.store.objectKey(info)
-	_, sum, _ := parsePackedName(info.object)
-	_, err := a.readTable(ctx, info, key, sum)
+	_, err := a.open(ctx, info, info.object, key)
 	if wrongBytes(err) {
-		_, err = a.readTable(ctx, info, key, sum)
+		_, err = a.open(ctx, info, info.object, key)
 	}
 	var w *wrongObject
 	switch {

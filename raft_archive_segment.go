@@ -14,16 +14,12 @@ import (
 
 // One segment on its way to the bucket; the steps are at the head of raft_archive.go.
 
-// archivePiece is how many bytes of an object are read back at a time.
-const archivePiece = 4 << 20
-
 // packedFile is a packed segment in a temporary file.
 type packedFile struct {
 	info  segmentInfo
 	begun time.Time // when it was begun
 	err   error     // why there is none, a failure of this node; nothing below is set then
 	file  *os.File
-	table *gzipTable
 	name  string // of the object, without the folder
 	size  int64
 	sum   hash // SHA-256 of the object
@@ -94,7 +90,7 @@ func (a *archiver) put(ctx context.Context, p *packedFile) error {
 	key := segmentKey(a.folder(), p.name)
 	err := a.n.store.step("put object", func() error { return a.n.o.objects.put(ctx, key, p.file, p.size, p.sum) })
 	if err == nil || errors.Is(err, fs.ErrExist) {
-		err = a.n.store.step("check object", func() error { return a.check(ctx, p.info, key, p.table.sum()) })
+		err = a.n.store.step("check object", func() error { return a.check(ctx, p, key) })
 	}
 	if err == nil {
 		delete(a.wrong, p.info.first)
@@ -138,14 +134,14 @@ func (a *archiver) packInto(ctx context.Context, p *packedFile) error {
 	}
 	sum, packedSum := sha256.New(), sha256.New()
 	raw := io.TeeReader(&politeReader{a, ctx, in, 0, pacer{time.Now()}}, sum)
-	p.table, err = packSegment(io.MultiWriter(p.file, packedSum), raw, int64(p.info.size), a.level())
+	table, err := packSegment(io.MultiWriter(p.file, packedSum), raw, int64(p.info.size), a.level())
 	if err == io.EOF || errors.Is(err, io.ErrUnexpectedEOF) {
 		return fmt.Errorf("%w: %w", errCorrupt, err)
 	}
 	if err != nil {
 		return err
 	}
-	p.name, p.size, p.sum = packedName(p.info.first, p.table.sum()), p.table.objectSize(), hash(packedSum.Sum(nil))
+	p.name, p.size, p.sum = packedName(p.info.first, table.sum()), table.objectSize(), hash(packedSum.Sum(nil))
 	return checkSegmentSum(sum, p.info)
 }
 
@@ -197,12 +193,13 @@ func (a *archiver) rest(ctx context.Context, p *pacer) error {
 	return ctx.Err()
 }
 
-// check reads the whole object back and compares it with the table that its name
-// commits to, which has that sum. What is wrong twice is wrong: a *wrongObject.
-func (a *archiver) check(ctx context.Context, info segmentInfo, key string, sum hash) error {
-	err := a.checkOnce(ctx, info, key, sum)
+// check reads the whole object back: it is what was packed, to the byte, or, where
+// another packer has put it, what its name says. What is wrong twice is wrong: a
+// *wrongObject.
+func (a *archiver) check(ctx context.Context, p *packedFile, key string) error {
+	err := a.checkOnce(ctx, p, key)
 	if wrongBytes(err) {
-		err = a.checkOnce(ctx, info, key, sum)
+		err = a.checkOnce(ctx, p, key)
 	}
 	if wrongBytes(err) {
 		return &wrongObject{a.n.o.objects.String() + "/" + key, otherBytes, err, time.Now()}
@@ -216,60 +213,39 @@ func wrongBytes(err error) bool {
 }
 
 // checkOnce is one try of check.
-func (a *archiver) checkOnce(ctx context.Context, info segmentInfo, key string, sum hash) error {
-	t, err := a.readTable(ctx, info, key, sum)
+func (a *archiver) checkOnce(ctx context.Context, p *packedFile, key string) error {
+	same, err := a.holds(ctx, key, p.size, p.sum)
+	if same || err != nil {
+		return err
+	}
+	object, err := a.open(ctx, p.info, p.name, key)
 	if err != nil {
 		return err
 	}
-	return a.checkMembers(ctx, key, t)
+	return object.unpack(0, io.Discard)
 }
 
-// readTable reads the table of an object, which must have that sum, and compares it
-// with the size of the object.
-func (a *archiver) readTable(ctx context.Context, info segmentInfo, key string, sum hash) (*gzipTable, error) {
+// holds tells whether an object has that size and SHA-256.
+func (a *archiver) holds(ctx context.Context, key string, size int64, sum hash) (bool, error) {
+	if n, err := a.n.o.objects.size(ctx, key); n != size || err != nil {
+		return false, err
+	}
+	read := sha256.New()
+	for at := int64(0); at < size; at += packedPiece {
+		b, err := a.n.o.objects.read(ctx, key, at, min(packedPiece, size-at))
+		if err != nil {
+			return false, err
+		}
+		read.Write(b)
+	}
+	return hash(read.Sum(nil)) == sum, nil
+}
+
+// open opens the object of a segment, which has that name.
+func (a *archiver) open(ctx context.Context, info segmentInfo, name, key string) (*packedObject, error) {
 	size, err := a.n.o.objects.size(ctx, key)
 	if err != nil {
 		return nil, err
 	}
-	tail := gzipTableSize(int64(info.size))
-	if size < tail {
-		return nil, fmt.Errorf("%w: it has %d bytes, its table alone has %d", errPacked, size, tail)
-	}
-	b, err := a.n.o.objects.read(ctx, key, size-tail, tail)
-	if err != nil {
-		return nil, err
-	}
-	t, err := parseGzipTable(b, int64(info.size))
-	if err == nil && (t.sum() != sum || t.objectSize() != size) {
-		err = fmt.Errorf("%w: its table has sum %s and is of an object of %d bytes, want %s and %d", errPacked, t.sum(), t.objectSize(), sum, size)
-	}
-	return t, err
-}
-
-// checkMembers reads all members that t names. They are those that were packed, for
-// the same table was made of a file that is what the manifest says.
-func (a *archiver) checkMembers(ctx context.Context, key string, t *gzipTable) error {
-	var unpack unpacker
-	p := pacer{time.Now()}
-	for i := 0; i < len(t.ends); {
-		last := i
-		for last+1 < len(t.ends) && t.ends[last+1]-t.ends[i] < archivePiece {
-			last++
-		}
-		from, n := t.span(i, last)
-		b, err := a.n.o.objects.read(ctx, key, from, n)
-		if err != nil {
-			return err
-		}
-		for ; i <= last; i++ {
-			at, size := t.span(i, i)
-			if _, err := unpack.member(t, i, b[at-from:][:size]); err != nil {
-				return err
-			}
-			if err := a.rest(ctx, &p); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
+	return openPacked(name, int64(info.size), size, func(from, n int64) ([]byte, error) { return a.n.o.objects.read(ctx, key, from, n) })
 }

@@ -42,6 +42,7 @@ func openPacked(name string, size, packed int64, read func(from, size int64) ([]
 
 // unpack writes the bytes of the segment file from an offset on to w.
 func (p *packedObject) unpack(from int64, w io.Writer) error {
+	var unpack unpacker
 	for from < p.table.size {
 		first, _ := p.table.members(from, 1)
 		last := p.lastOfPiece(first)
@@ -52,7 +53,7 @@ func (p *packedObject) unpack(from int64, w io.Writer) error {
 		}
 		for i := first; i <= last; i++ {
 			memberAt, n := p.table.span(i, i)
-			raw, err := p.table.unpackMember(i, b[memberAt-at:][:n])
+			raw, err := unpack.member(p.table, i, b[memberAt-at:][:n])
 			if err != nil {
 				return err
 			}

@@ -32,38 +32,45 @@ func (s *store) tierLoop() {
 	}
 }
 
-// tierOnce drops what may go at a time. It rests after each segment as long as
-// that took, and leaves the rest for later when the bucket does not answer.
+// tierOnce drops what may go at a time, and leaves the rest for later when the
+// bucket does not answer.
 func (s *store) tierOnce(now time.Time) {
 	for _, info := range s.droppable(now) {
-		start := time.Now()
 		err := s.drop(info)
-		if s.running() == nil {
-			s.tellKept(info, err)
+		if s.running() != nil {
+			return
 		}
+		s.tellKept(info, err)
 		if errors.Is(err, errArchiveUnavailable) {
 			return
-		}
-		select {
-		case <-s.quit:
-			return
-		case <-time.After(time.Since(start)):
 		}
 	}
 }
 
-// tellKept logs once why a file stays that was to go.
+// tellKept logs once why a file stays that was to go. One with a damaged object is
+// left alone for wrongObjectWait: to find that out takes reading all of it.
 func (s *store) tellKept(info segmentInfo, err error) {
 	c := &s.cold
 	c.mu.Lock()
-	known := c.kept[info.first]
-	if delete(c.kept, info.first); err != nil {
-		c.kept[info.first] = true
+	_, known := c.kept[info.first]
+	delete(c.kept, info.first)
+	switch {
+	case errors.Is(err, errArchiveCorrupt):
+		c.kept[info.first] = time.Now().Add(wrongObjectWait)
+	case err != nil:
+		c.kept[info.first] = time.Time{}
 	}
 	c.mu.Unlock()
 	if err != nil && !known {
 		s.o.logger.Warn("the local copy of a segment stays", "segment", info.id(), "error", err)
 	}
+}
+
+// isKept tells whether the file of a segment is not to be dropped yet.
+func (s *store) isKept(first uint64, now time.Time) bool {
+	s.cold.mu.Lock()
+	defer s.cold.mu.Unlock()
+	return now.Before(s.cold.kept[first])
 }
 
 // droppable returns the segments whose files are to go, those first that were
@@ -80,7 +87,7 @@ func (s *store) droppable(now time.Time) []segmentInfo {
 			continue
 		}
 		local += int64(info.size)
-		if info.object = s.objectOf(info); info.object != "" && !s.isPinned(info.first) {
+		if info.object = s.objectOf(info); info.object != "" && !s.isPinned(info.first) && !s.isKept(info.first, now) {
 			all = append(all, candidate{info, s.lastUsed(info)})
 		}
 	}

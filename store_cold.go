@@ -8,6 +8,7 @@ import (
 	"io"
 	"slices"
 	"sync"
+	"time"
 
 	"go.etcd.io/bbolt"
 )
@@ -125,7 +126,7 @@ type coldState struct {
 	firsts map[uint64]bool         // which segments are cold
 	open   map[uint64]*segmentFile // of them
 	pinned map[uint64]bool         // which are to stay on the disk
-	kept   map[uint64]bool         // which were to go and could not
+	kept   map[uint64]time.Time    // which were to go and could not, and when that is tried again
 }
 
 // maxColdOpen bounds the cold segments whose tables are in memory: 10 KiB each.
@@ -138,7 +139,7 @@ func (s *store) openColdState(state *durableState) {
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.cache.limit, c.cache.bytes = s.o.cacheSize, &s.o.metrics.cold.cacheBytes
 	c.firsts, c.pinned, c.open = make(map[uint64]bool), make(map[uint64]bool), make(map[uint64]*segmentFile)
-	c.kept = make(map[uint64]bool)
+	c.kept = make(map[uint64]time.Time)
 	for _, first := range state.cold {
 		c.firsts[first] = true
 	}
@@ -235,18 +236,18 @@ func (s *store) objectOf(info segmentInfo) string {
 
 // copyObject copies the bytes of a segment, from an offset on, from its object.
 func (s *store) copyObject(info segmentInfo, from int64, w io.Writer) error {
-	t, err := s.readTable(info)
+	p, err := s.openObject(info)
 	if err != nil {
 		return err
 	}
-	src := &coldBytes{&coldRecord{object: info.object, table: t}, &s.cold, s.objectKey(info)}
-	_, err = io.CopyBuffer(w, src.section(from, t.size-from, false), make([]byte, 256<<10))
+	src := &coldBytes{&coldRecord{object: info.object, table: p.table}, &s.cold, s.objectKey(info)}
+	_, err = io.CopyBuffer(w, src.section(from, p.table.size-from, false), make([]byte, 256<<10))
 	return err
 }
 
-// readTable reads the table of the object of a segment and checks it against the
+// openObject opens the object of a segment, whose table it checks against the
 // object's name and size: two requests.
-func (s *store) readTable(info segmentInfo) (*gzipTable, error) {
+func (s *store) openObject(info segmentInfo) (*packedObject, error) {
 	key := s.objectKey(info)
 	size, err := s.cold.size(key)
 	if err != nil {
@@ -259,18 +260,18 @@ func (s *store) readTable(info segmentInfo) (*gzipTable, error) {
 	if err != nil {
 		return nil, err
 	}
-	return p.table, (&coldRecord{object: info.object, table: p.table}).checkName(info)
+	return p, (&coldRecord{object: info.object, table: p.table}).checkName(info)
 }
 
 // readColdRecord makes the record of a segment from its object.
 func (s *store) readColdRecord(info segmentInfo) (*coldRecord, error) {
-	t, err := s.readTable(info)
+	p, err := s.openObject(info)
 	if err != nil {
 		return nil, err
 	}
-	r := &coldRecord{header: make([]byte, segmentHeaderSize), footer: make([]byte, segmentFooterSize), object: info.object, table: t}
+	r := &coldRecord{header: make([]byte, segmentHeaderSize), footer: make([]byte, segmentFooterSize), object: info.object, table: p.table}
 	src := &coldBytes{r, &s.cold, s.objectKey(info)}
-	if err := src.fill(r.footer, t.size-segmentFooterSize); err != nil {
+	if err := src.fill(r.footer, p.table.size-segmentFooterSize); err != nil {
 		return nil, err
 	}
 	return r, src.fill(r.header, 0)

@@ -167,8 +167,10 @@ func TestDropRefuses(t *testing.T) {
 	table := int(gzipTableSize(int64(info.size)))
 	flipped := append([]byte(nil), good...)
 	flipped[len(flipped)-table/2] ^= 1
+	member := append([]byte(nil), good...)
+	member[len(member)/3] ^= 1
 	for name, b := range map[string][]byte{
-		"missing": nil, "empty": {}, "cut short": good[:len(good)-1], "longer": append([]byte("x"), good...),
+		"missing": nil, "member flipped": member, "empty": {}, "cut short": good[:len(good)-1], "longer": append([]byte("x"), good...),
 		"another segment": s.object(h.store.objectKey(other)), "table flipped": flipped,
 	} {
 		if s.set(key, b); b == nil {
@@ -179,6 +181,19 @@ func TestDropRefuses(t *testing.T) {
 		if h.local() != 1 {
 			t.Errorf("%s: the file is gone", name)
 		}
+	}
+	s.set(key, member)
+	s.requests()
+	h.store.tierOnce(time.Now())
+	if n := h.local(); n != 1 || len(s.requests()) == 0 {
+		t.Errorf("%d files are here behind a look at a damaged object", n)
+	}
+	h.store.tierOnce(time.Now())
+	if asked := s.requests(); len(asked) > 0 {
+		t.Errorf("a damaged object is looked at again at once: %v", asked)
+	}
+	if due := h.store.droppable(time.Now().Add(2 * wrongObjectWait)); len(due) != 1 {
+		t.Errorf("%d segments may go two hours later, want 1", len(due))
 	}
 	s.set(key, good)
 	s.fault(s3Head, key, "503", 1)

@@ -41,6 +41,10 @@ func (e *archiveError) Unwrap() error { return e.kind }
 const (
 	objectPatience = 15 * time.Second // for one read
 	objectRest     = time.Second      // after a bucket did not answer, before it is asked again
+
+	// wrongObjectWait is how long an object with wrong bytes is left alone by who
+	// would have to read all of it again.
+	wrongObjectWait = time.Hour
 )
 
 // objectReader reads objects of this cluster.
