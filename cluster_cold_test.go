@@ -83,11 +83,11 @@ func (c *testCluster) writeAll(s *testServer) {
 			if key == "/dir/big" {
 				body = randomText(r, 300_000+100_000*round)
 			}
-			if a := s.do("PUT", key, body, "Content-Type: text/x-test"); a.status > 201 {
+			if a := s.settle("PUT", key, body, "Content-Type: text/x-test"); a.status > 201 {
 				c.t.Fatalf("PUT %s: %d %s", key, a.status, a.body)
 			}
 		}
-		if a := s.do("DELETE", "/gone", ""); a.status != 200 {
+		if a := s.settle("DELETE", "/gone", ""); a.status != 200 {
 			c.t.Fatalf("DELETE: %d %s", a.status, a.body)
 		}
 		c.sealAll()
@@ -97,7 +97,7 @@ func (c *testCluster) writeAll(s *testServer) {
 // answersOf returns what a server says to all targets.
 func answersOf(s *testServer, targets [][]string) (answers []string) {
 	for _, target := range targets {
-		a := s.do("GET", target[0], "", target[1:]...)
+		a := s.settle("GET", target[0], "", target[1:]...)
 		text := fmt.Sprintf("GET %s: %d\n", target, a.status)
 		for _, h := range []string{"Content-Type", "Etag", "Repr-Digest", "Last-Modified", "Scribe-Seq", "Scribe-Version", "Scribe-Time", "Content-Range"} {
 			text += h + ": " + a.Get(h) + "\n"
@@ -154,7 +154,7 @@ func (c *testCluster) writeCold(servers []*testServer) {
 	c.t.Helper()
 	for i, s := range servers {
 		key := fmt.Sprint("/of-", i)
-		tag := s.do("GET", "/dir/small", "").Get("Etag")
+		tag := s.settle("GET", "/dir/small", "").Get("Etag")
 		s.check([]apiRow{
 			{method: "PUT", target: "/dir/small", body: "x", headers: []string{`If-Match: "1"`}, status: 412, code: "precondition_failed"},
 			{method: "PUT", target: "/dir/small", body: "x", headers: []string{"If-None-Match: *"}, status: 412, code: "precondition_failed"},
@@ -184,6 +184,7 @@ func (c *testCluster) withoutBucket(t *testing.T, bucket *s3Server) {
 	}
 	for i, s := range servers {
 		eventually(t, "no answer", func() bool { return codeOf(s.do("GET", "/dir/small?version=1", "").body) == "archive_unavailable" })
+		eventually(t, "reads fail and /health does not say so", func() bool { return strings.Contains(c.nodes[i].status().archive, "503") })
 		s.check([]apiRow{
 			{method: "GET", target: "/b%20c?version=1", status: 503, code: "archive_unavailable", want: []string{"Retry-After: 1"}},
 			{method: "GET", target: "/history/b%20c", status: 503, code: "archive_unavailable"},
@@ -280,7 +281,7 @@ func TestColdDamagedObject(t *testing.T) {
 	servers := serveCluster(t, c)
 	for version := range 4 { // node one gets all of them from the one that kept its files
 		target := fmt.Sprintf("/dir/big?version=%d", version+1)
-		if a, b := servers[one].do("GET", target, ""), servers[keep].do("GET", target, ""); a.status != 200 || a.body != b.body {
+		if a, b := servers[one].settle("GET", target, ""), servers[keep].settle("GET", target, ""); a.status != 200 || a.body != b.body {
 			t.Errorf("GET %s: %d %.300s", target, a.status, a.body)
 		}
 		if n := c.nodes[one].store; n.isCold(segments[version].first) || !n.isPinned(segments[version].first) {

@@ -53,7 +53,7 @@ type testNode struct {
 }
 
 // waitLimit bounds every wait of the tests.
-const waitLimit = 30 * time.Second
+const waitLimit = 2 * time.Minute
 
 // newCluster forms a cluster of size nodes and ends with the whole-truth check.
 func newCluster(t testing.TB, size int, change ...func(*nodeOptions)) *testCluster {
@@ -301,6 +301,12 @@ func (c *testCluster) fill(i int, prefix string, count, size int) {
 		})
 	}
 	wg.Wait()
+}
+
+// unsettled tells whether who asked asks again: there was no leader, or the
+// outcome is unknown.
+func unsettled(err error) bool {
+	return errors.Is(err, errNoLeader) || errors.Is(err, errUnknownOutcome)
 }
 
 // note remembers an acknowledged write for the check.

@@ -151,7 +151,7 @@ func (d *discovery) addresses() []string {
 	now := d.o.now()
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	settled := now.Sub(d.started) >= 2*d.o.heartbeat
+	settled := now.Sub(d.started) >= 2*d.o.heartbeat || now.Before(d.started) // its clock was set back since
 	var all []string
 	for _, p := range d.peers {
 		if d.judge(now.Sub(p.heard)) != peerDead && (settled || p.formed()) {

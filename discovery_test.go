@@ -187,6 +187,21 @@ func TestDiscoveryCrowd(t *testing.T) {
 	}
 }
 
+// TestDiscoveryClockSetBack: a node that starts with a clock in the future finds the
+// others once it is set right.
+func TestDiscoveryClockSetBack(t *testing.T) {
+	f := newFakeDiscovery(t)
+	f.hear(datagram(f.from(2)))
+	if got := f.addresses(); len(got) != 0 {
+		t.Errorf("addresses are %q before all had the time to be heard", got)
+	}
+	f.clock = f.clock.Add(-365 * 24 * time.Hour)
+	f.hear(datagram(f.from(3)))
+	if got := f.addresses(); !slices.Contains(got, "127.0.0.1:9003") {
+		t.Errorf("addresses are %q", got)
+	}
+}
+
 // TestDiscoveryStates: alive, suspect, dead and alive again, by silence.
 func TestDiscoveryStates(t *testing.T) {
 	f := newFakeDiscovery(t)
@@ -274,7 +289,7 @@ func discovered(t *testing.T, size int, port uint16, name, secret string) *testC
 		d := newDiscovery(discoveryOptions{
 			name: name, secret: secret, node: n.o.id, raft: n.o.raftAddr, http: n.o.httpURL,
 			host: "127.0.0.1", port: port, broadcast: loopbackBroadcast,
-			heartbeat: 50 * time.Millisecond, timeout: 500 * time.Millisecond,
+			heartbeat: 50 * time.Millisecond, timeout: 5 * time.Second,
 			logger: n.o.logger, metrics: n.o.metrics, now: time.Now,
 		})
 		t.Cleanup(d.close)

@@ -105,6 +105,7 @@ const (
 	outcomePrecondition   outcome = 2 // If-Match or If-None-Match does not hold; nothing appended
 	outcomeNotFound       outcome = 3 // delete of a key without a live version; nothing appended
 	outcomeDigestMismatch outcome = 4 // the value is not what the client hashed; nothing appended
+	outcomeUnknown        outcome = 5 // between nodes only: a repeat whose first result cannot be read now
 )
 
 // result is the FSM's answer to one request.
@@ -377,7 +378,7 @@ func parseResult(c *cursor) (result, error) {
 	for i := range r.headers {
 		r.headers[i] = c.take(int(c.uint16()))
 	}
-	if c.short || r.outcome < outcomeApplied || r.outcome > outcomeDigestMismatch || n > 0 && r.outcome != outcomeApplied {
+	if c.short || r.outcome < outcomeApplied || r.outcome > outcomeUnknown || n > 0 && r.outcome != outcomeApplied {
 		return r, fmt.Errorf("%w: result with outcome %d and %d entries, or cut short", errCorrupt, r.outcome, n)
 	}
 	return r, nil

@@ -168,6 +168,7 @@ func goldenResults() []result {
 		{outcome: outcomePrecondition, failed: 7, current: 5},
 		{outcome: outcomeNotFound, current: noSeq},
 		{outcome: outcomeDigestMismatch, failed: 1, current: 5},
+		{outcome: outcomeUnknown, current: noSeq},
 	}
 }
 
@@ -199,7 +200,7 @@ func checkResult(t *testing.T, b []byte) {
 		}
 		return
 	}
-	if r.outcome < outcomeApplied || r.outcome > outcomeDigestMismatch || r.outcome != outcomeApplied && len(r.headers) > 0 {
+	if r.outcome < outcomeApplied || r.outcome > outcomeUnknown || r.outcome != outcomeApplied && len(r.headers) > 0 {
 		t.Fatalf("accepted %+v", r)
 	}
 	if got := appendResult(nil, &r); !bytes.Equal(got, b[:len(b)-len(c.b)]) {

@@ -130,10 +130,6 @@ func (s *snapshot) validate() error {
 // itself (store_seal.go), and Raft is told never to take a snapshot.
 func (f *fsm) Snapshot() (raft.FSMSnapshot, error) { return nil, raft.ErrNothingNewToSnapshot }
 
-// errFetching says that a snapshot cannot be installed yet because its segments
-// are still on their way; the leader will offer it again.
-var errFetching = errors.New("still fetching segments")
-
 // Restore installs a snapshot the leader sent. It never blocks for long and may
 // be called again and again (raft.md F7): while segments are missing it returns
 // errFetching at once. What this node has already is left as it is.
@@ -235,8 +231,10 @@ func (f *fsm) install(snap *snapshot, fetched []fetchedSegment) error {
 		return err
 	}
 	err = f.store.install(snap.at, snap.segments, fetched, snap.window)
-	if errors.Is(err, syscall.ENOSPC) {
-		return err // nothing has changed, and the leader offers it again
+	for _, passing := range []error{errFetching, syscall.ENOSPC, errArchiveUnavailable, errArchiveCorrupt} {
+		if errors.Is(err, passing) {
+			return err // nothing has changed, and the leader offers it again
+		}
 	}
 	if err != nil {
 		f.broken = err

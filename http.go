@@ -209,6 +209,7 @@ type call struct {
 	raw   string // path of the key as it was sent
 	key   []byte // for routes that take one; segment id for /ledger/segments/
 	query []param
+	stale bool        // it is read without asking the leader
 	lines headerLines // of the reply
 }
 
@@ -271,6 +272,6 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // reset makes c the call of one request; its scratch space stays.
 func (c *call) reset(w http.ResponseWriter, r *http.Request, conn *clientConn) {
-	c.conn, c.w, c.r, c.route, c.raw, c.key, c.query = conn, w, r, routeOther, "", nil, nil
+	c.conn, c.w, c.r, c.route, c.raw, c.key, c.query, c.stale = conn, w, r, routeOther, "", nil, nil, false
 	c.lines.reset()
 }

@@ -131,7 +131,7 @@ func TestSlowClients(t *testing.T) {
 // long as each piece of it comes in time.
 func TestSteadyLargeBody(t *testing.T) {
 	s := newTestServer(t, func(o *serverOptions, f *fakeLedger) {
-		o.limits = &serverLimits{head: 5 * time.Second, body: time.Second, write: 5 * time.Second, idle: 5 * time.Second, small: 1 << 20}
+		o.limits = &serverLimits{head: 5 * time.Second, body: 3 * time.Second, write: 5 * time.Second, idle: 5 * time.Second, small: 1 << 20}
 	})
 	for _, chunked := range []bool{false, true} {
 		t.Run(fmt.Sprintf("chunked %v", chunked), func(t *testing.T) {
@@ -145,7 +145,7 @@ func TestSteadyLargeBody(t *testing.T) {
 			io.WriteString(conn, "PUT /a HTTP/1.1\r\nHost: x\r\n"+head+"\r\n\r\n")
 			for range 12 {
 				io.WriteString(conn, piece)
-				time.Sleep(110 * time.Millisecond) // the pace of the client is what is tested
+				time.Sleep(330 * time.Millisecond) // the pace of the client is what is tested
 			}
 			if chunked {
 				io.WriteString(conn, "0\r\n\r\n")
@@ -183,7 +183,9 @@ func TestSlowReader(t *testing.T) {
 // waits too long is told so.
 func TestBodyBudget(t *testing.T) {
 	t.Parallel()
-	s := newTestServer(t, func(o *serverOptions, f *fakeLedger) { f.budget = 4 << 20 })
+	s := newTestServer(t, func(o *serverOptions, f *fakeLedger) {
+		f.budget, o.readTimeout, o.writeTimeout = 4<<20, time.Minute, time.Minute
+	})
 	var clients sync.WaitGroup
 	for i := range 32 {
 		clients.Go(func() {

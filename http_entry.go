@@ -312,8 +312,8 @@ func (s *server) prepareRead(c *call) error {
 		if err = s.node.mayServe(); err != nil {
 			return err
 		}
-		c.lines.buf = strconv.AppendInt(c.lines.buf, s.node.lastContact(), 10)
-		c.lines.end("Scribe-Last-Contact")
+		c.stale = true
+		s.addContact(c)
 	}
 	if wait && s.store.size() <= minSeq {
 		err = s.store.waitSize(s.reads.context(), minSeq+1)

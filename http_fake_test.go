@@ -592,7 +592,7 @@ func (s *testServer) dial() net.Conn {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	conn.SetDeadline(time.Now().Add(20 * time.Second))
+	conn.SetDeadline(time.Now().Add(waitLimit))
 	return conn
 }
 

@@ -36,6 +36,8 @@ func (s *server) explain(c *call, err error) *apiError {
 	switch {
 	case errors.As(err, &e):
 		return e
+	case errors.Is(err, errUnknownOutcome): // before all that says that nothing was applied
+		return &apiError{status: 504, code: "unknown_outcome", message: "the request may be applied later; repeat it with the same Idempotency-Key"}
 	case errors.Is(err, errArchiveCorrupt), errors.Is(err, errArchiveUnavailable):
 		return s.explainArchive(err)
 	case errors.Is(err, errNotFound):
@@ -54,6 +56,8 @@ func (s *server) explain(c *call, err error) *apiError {
 		return &apiError{status: 503, code: "removed", message: "this node was removed from the cluster and serves nothing until it is joined again"}
 	case errors.Is(err, errNoLeader):
 		return &apiError{status: 503, code: "no_leader", message: s.whoLeads() + "; nothing was applied", retry: true}
+	case errors.Is(err, errTransfer):
+		return &apiError{status: 503, code: "transfer_failed", message: oneLine(err), retry: true}
 	case errors.Is(err, errNoBucket):
 		return &apiError{status: 409, code: "no_bucket", message: err.Error()}
 	case errors.Is(err, errArchive):
@@ -62,8 +66,6 @@ func (s *server) explain(c *call, err error) *apiError {
 		return &apiError{status: 429, code: "overloaded", message: "this node has no room for the request now; nothing was applied", retry: true}
 	case errors.Is(err, errDiskFull):
 		return &apiError{status: 507, code: "disk_full", message: "the disk is full; nothing was applied"}
-	case errors.Is(err, errUnknownOutcome):
-		return &apiError{status: 504, code: "unknown_outcome", message: "the request may be applied later; repeat it with the same Idempotency-Key"}
 	case errors.Is(err, errNotYetApplied):
 		return &apiError{status: 504, code: "not_yet_applied", message: "this node did not reach the wanted entry in time"}
 	case errors.Is(err, errDiverged):
@@ -99,11 +101,20 @@ func (s *server) whoLeads() string {
 	return fmt.Sprintf("the leader, node %d at %s, did not answer this node", st.leader.id, st.leader.http)
 }
 
+// addContact says to who reads without asking the leader how old the answer may be.
+func (s *server) addContact(c *call) {
+	c.lines.buf = strconv.AppendInt(c.lines.buf, s.node.lastContact(), 10)
+	c.lines.end("Scribe-Last-Contact")
+}
+
 // refuse answers err and returns the status.
 func (s *server) refuse(c *call, err error) int {
 	e := s.explain(c, err)
 	c.lines.reset()
 	s.addRequestID(c)
+	if c.stale {
+		s.addContact(c)
+	}
 	c.lines.add("Content-Type", "application/json")
 	if e.allow != "" {
 		c.lines.add("Allow", e.allow)

@@ -352,14 +352,21 @@ func TestStaleReadIsNotLinearizable(t *testing.T) {
 	}
 	read := func(i int, confirm bool) {
 		t.Helper()
-		call := h.now()
-		e, err := c.nodes[i].store.get([]byte("a"), selector{})
-		if confirm {
-			e, err = c.nodes[i].read("a")
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
+		var call int64
+		var e entry
+		eventually(t, "no leader to read from", func() bool {
+			var err error
+			call = h.now()
+			if confirm {
+				e, err = c.nodes[i].read("a")
+			} else {
+				e, err = c.nodes[i].store.get([]byte("a"), selector{})
+			}
+			if err != nil && !errors.Is(err, errNoLeader) {
+				t.Fatal(err)
+			}
+			return err == nil
+		})
 		h.add(i, historyInput{kind: "get", key: "a", ifSeq: noSeq}, call, historyOutput{live: true, value: valueOf(t, &e), seq: e.seq})
 	}
 	old := c.leader()

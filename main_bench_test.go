@@ -20,7 +20,7 @@ func TestBench(t *testing.T) {
 		{"--op put --count 4 --batch 25", 4, 100},
 		{"--op get --count 40 --keys 50 --consistency stale", 40, 40},
 		{"--op mixed --count 40 --keys 50 --key-size 40", 40, 40},
-		{"--op put --duration 50ms --size 0", -1, -1},
+		{"--op put --duration 500ms --size 0", -1, -1},
 	} {
 		code, stdout, stderr := runText(t, "", env, strings.Fields("bench --json --connections 4 "+test.args)...)
 		var got struct {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"strings"
 	"time"
 )
@@ -35,18 +36,28 @@ func (b bucketStore) read(ctx context.Context, key string, from, size int64) ([]
 	}
 	got, err := b.c.read(ctx, s3Read{key: key, from: from, size: size}, size)
 	var e *s3Error
-	if errors.As(err, &e) && e.code == "InvalidRange" {
+	if errors.As(err, &e) && e.status == http.StatusRequestedRangeNotSatisfiable {
 		return nil, fmt.Errorf("%w: %w", io.ErrUnexpectedEOF, err)
 	}
 	if err == nil && int64(len(got)) != size {
 		return nil, fmt.Errorf("%s/%s: %d bytes from byte %d, want %d: %w", b, key, len(got), from, size, io.ErrUnexpectedEOF)
 	}
-	return got, err
+	return got, refusedObject(err)
+}
+
+// refusedObject says it if err is about one object, and not about the bucket: it lies
+// in a storage class that cannot be read, or is forbidden, as its key may be.
+func refusedObject(err error) error {
+	var e *s3Error
+	if errors.As(err, &e) && e.status == http.StatusForbidden && !e.refusedKeys() && e.code != "RequestTimeTooSkewed" {
+		return fmt.Errorf("%w: %w", errObjectRefused, err)
+	}
+	return err
 }
 
 func (b bucketStore) size(ctx context.Context, key string) (int64, error) {
 	info, err := b.c.head(ctx, key)
-	return info.size, err
+	return info.size, refusedObject(err)
 }
 
 func (b bucketStore) list(ctx context.Context, prefix string, each func(key string, size int64) error) error {

@@ -180,6 +180,7 @@ func TestBucketProbeNames(t *testing.T) {
 			eventually(t, "nobody tells", func() bool { return strings.Contains(n.status().archive, x.words) })
 			begun := len(s.requests())
 			eventually(t, "it is not tried again", func() bool { begun += len(s.requests()); return begun > 3 || x.name == "endpoint" })
+			eventually(t, "nobody logs it", func() bool { return lines.with("the archive does not work") > 0 })
 			if n := lines.with("the archive does not work"); n != 1 {
 				t.Errorf("%d lines say so", n)
 			}
@@ -194,6 +195,7 @@ func TestBucketProbeNames(t *testing.T) {
 			s.mu.Unlock()
 			c.waitArchived()
 			eventually(t, "the archive works", func() bool { return n.status().archive == "ok" })
+			eventually(t, "nobody logs that it works", func() bool { return lines.with("the archive works again") > 0 })
 			if n := lines.with("the archive works again"); n != 1 {
 				t.Errorf("%d lines say that it works", n)
 			}

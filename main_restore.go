@@ -1,6 +1,8 @@
 package main
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -41,8 +43,7 @@ func (p *program) restore(ctx context.Context, args []string) error {
 		return err
 	}
 	if !*force {
-		silence := 3 * time.Duration(c.Storage.Tiering.ArchivalCheckIntervalSecs) * time.Second
-		if err := found.wantDead(ctx, p.now(), silence); err != nil {
+		if err := found.wantDead(ctx, p.now(), func(what string) { fmt.Fprintln(p.stdout, what) }); err != nil {
 			return err
 		}
 	}
@@ -123,38 +124,75 @@ func (a *archived) restoration(own bool, told func(entries int64, part float64))
 // errAlive says that the cluster of an archive may not be lost.
 var errAlive = errors.New("the cluster lives")
 
-// minSilence is for how long nobody may have led a cluster that is restored.
-const minSilence = 3 * time.Minute
+// silence is for how long nobody may have written live before the cluster is restored.
+func (l *liveObject) silence() time.Duration {
+	return max(3*time.Duration(cmp.Or(l.Every, time.Minute.Milliseconds()))*time.Millisecond, minSilence)
+}
 
-// wantDead returns an error if the archive says that the cluster had a leader less
-// than silence ago, or minSilence.
-func (a *archived) wantDead(ctx context.Context, now time.Time, silence time.Duration) error {
-	silence = max(silence, minSilence)
+const minSilence = 5 * time.Second
+
+// wantDead returns errAlive if the cluster of the archive has a leader: who wrote live
+// a moment ago answers, or writes it again when that is due; tell says what is waited for.
+func (a *archived) wantDead(ctx context.Context, now time.Time, tell func(string)) error {
 	key := a.folder + liveName
-	size, err := a.objects.size(ctx, key)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil // a backup has none
+	b, err := a.readLive(ctx, key)
+	if b == nil || err != nil {
+		return err // a backup has none
 	}
-	var b []byte
-	if err == nil {
-		b, err = a.objects.read(ctx, key, 0, min(size, maxReply))
-	}
-	if err != nil {
-		return err
-	}
-	var live struct {
-		Node uint64 `json:"node_id"`
-		HTTP string `json:"http"`
-		Time int64  `json:"time"`
-	}
+	var live liveObject
 	if err := json.Unmarshal(b, &live); err != nil {
 		return fmt.Errorf("%w: %s/%s cannot be read, so nobody knows whether it does; --force if you do: %w", errAlive, a.objects, key, err)
 	}
-	if ago := now.Sub(time.UnixMilli(live.Time)); ago < silence {
-		return fmt.Errorf("%w: %s/%s says that node %d (%s) led it %s ago; stop it, and wait until nobody has led for %s, or --force if you know better",
-			errAlive, a.objects, key, live.Node, live.HTTP, ago.Round(time.Second), silence)
+	ago := now.Sub(time.UnixMilli(live.Time)).Round(time.Second)
+	if ago >= live.silence() {
+		return nil
+	}
+	if live.answers(ctx) {
+		return fmt.Errorf("%w: %s/%s says that node %d leads it, and that answers at %s; stop it, or --force if you know better",
+			errAlive, a.objects, key, live.NodeID, live.HTTP)
+	}
+	tell(fmt.Sprintf("node %d (%s) led the cluster %s ago: waiting %s to see whether it does not any more", live.NodeID, live.HTTP, max(ago, 0), live.silence()))
+	for end := time.Now().Add(live.silence()); time.Now().Before(end); {
+		select {
+		case <-time.After(live.silence() / 10):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		again, err := a.readLive(ctx, key)
+		if err != nil {
+			return err
+		}
+		if !bytes.Equal(again, b) {
+			return fmt.Errorf("%w: %s/%s was written again, there is a leader; stop it, or --force if you know better", errAlive, a.objects, key)
+		}
 	}
 	return nil
+}
+
+// readLive reads the object that says who leads, nil if there is none.
+func (a *archived) readLive(ctx context.Context, key string) ([]byte, error) {
+	size, err := a.objects.size(ctx, key)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return a.objects.read(ctx, key, 0, min(size, maxReply))
+}
+
+// answers tells whether a node of the cluster answers where its leader was.
+func (l *liveObject) answers(ctx context.Context) bool {
+	c, err := newLedgerClient(l.HTTP)
+	if err != nil {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	var status struct {
+		ClusterID string `json:"cluster_id"`
+	}
+	return c.getJSON(ctx, "/cluster/status", maxReply, &status) == nil && status.ClusterID == l.ClusterID
 }
 
 // tellRestored says what there is now, and what is not.

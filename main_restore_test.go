@@ -3,6 +3,9 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -69,13 +72,19 @@ func TestRestoreNamesWhatIsWrong(t *testing.T) {
 	h := sealedLedger(t)
 	folder := bucketFolder("p/", h.cluster)
 	name, _ := h.packed(h.segments[1])
-	live := func(at time.Time) []byte {
-		b, err := json.Marshal(map[string]any{"cluster_id": h.cluster.String(), "node_id": 3, "http": "http://far:8001", "time": at.UnixMilli()})
+	live := func(http string, at time.Time) []byte {
+		b, err := json.Marshal(liveObject{h.cluster.String(), 3, http, at.UnixMilli(), 100})
 		if err != nil {
 			t.Fatal(err)
 		}
 		return b
 	}
+	answers := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintf(w, `{"cluster_id":%q}`, h.cluster.String())
+	}))
+	t.Cleanup(answers.Close)
+	stranger := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, `{"cluster_id":"ab"}`) }))
+	t.Cleanup(stranger.Close)
 	other := newHonest(t, 2)
 	other.fill(3)
 	other.seal()
@@ -117,11 +126,17 @@ func TestRestoreNamesWhatIsWrong(t *testing.T) {
 			}
 		}, want: "restored   630 entries"},
 		{about: "bucket busy for a moment", change: func(s *s3Server) { s.fault(s3Get, folder+segmentsFolder, "503", 2) }, want: "restored   640 entries"},
-		{about: "it lives", change: func(s *s3Server) { s.set(folder+liveName, live(time.Now().Add(-time.Minute))) }, code: 1, want: "node 3 (http://far:8001) led it 1m0s ago"},
-		{about: "by another clock", change: func(s *s3Server) { s.set(folder+liveName, live(time.Now().Add(time.Hour))) }, code: 1, want: "the cluster lives"},
+		{about: "bucket away", change: func(s *s3Server) { s.fault(s3Get, folder+segmentsFolder, "503", -1) }, code: 1, want: "SlowDown"},
+		{about: "it lives", change: func(s *s3Server) { s.set(folder+liveName, live(answers.URL, time.Now())) }, code: 1, want: "answers at " + answers.URL},
+		{about: "it is led", change: func(s *s3Server) {
+			s.set(folder+liveName, live("http://127.0.0.1:1", time.Now()))
+			time.AfterFunc(time.Second, func() { s.set(folder+liveName, live("http://127.0.0.1:1", time.Now())) })
+		}, code: 1, want: "was written again, there is a leader"},
+		{about: "it was led", change: func(s *s3Server) { s.set(folder+liveName, live(stranger.URL, time.Now())) }, want: "restored   640 entries"},
+		{about: "by another clock", change: func(s *s3Server) { s.set(folder+liveName, live("http://127.0.0.1:1", time.Now().Add(time.Hour))) }, want: "restored   640 entries"},
 		{about: "nobody knows", change: func(s *s3Server) { s.set(folder+liveName, []byte("{")) }, code: 1, want: "nobody knows"},
-		{about: "it lived", change: func(s *s3Server) { s.set(folder+liveName, live(time.Now().Add(-4*time.Minute))) }, want: "restored   640 entries"},
-		{about: "a person knows better", change: func(s *s3Server) { s.set(folder+liveName, live(time.Now())) }, args: []string{"--force"}, want: "restored   640 entries"},
+		{about: "it lived", change: func(s *s3Server) { s.set(folder+liveName, live(answers.URL, time.Now().Add(-time.Minute))) }, want: "restored   640 entries"},
+		{about: "a person knows better", change: func(s *s3Server) { s.set(folder+liveName, live(answers.URL, time.Now())) }, args: []string{"--force"}, want: "restored   640 entries"},
 	} {
 		t.Run(x.about, func(t *testing.T) {
 			t.Parallel()
@@ -141,6 +156,9 @@ func TestRestoreNamesWhatIsWrong(t *testing.T) {
 			}
 			if code != 0 && strings.Count(errs, "scribe-ledger: ") != 1 {
 				t.Errorf("more than one line:\n%s", errs)
+			}
+			if x.about == "it was led" && !strings.Contains(out, "waiting 5s") {
+				t.Errorf("nobody is told what is waited for:\n%s", out)
 			}
 			if x.about == "manifest wrong" && !strings.Contains(out, "so what follows is of an older one") {
 				t.Errorf("nobody is told of the damaged manifest:\n%s", out)

@@ -176,14 +176,19 @@ func stopNode(n *node, s *server, ln net.Listener, logger *slog.Logger) error {
 	if err := s.shutdown(requests); err != nil {
 		logger.Warn("requests were cut off", "error", err)
 	}
-	closing, cancel := context.WithTimeout(context.Background(), closeGrace)
-	defer cancel()
-	err := n.close(closing)
-	if errors.Is(err, context.DeadlineExceeded) {
-		logger.Warn("node did not close in time", "error", err)
+	closed := make(chan error, 1)
+	go func() {
+		closing, cancel := context.WithTimeout(context.Background(), closeGrace)
+		defer cancel()
+		closed <- n.close(closing)
+	}()
+	select {
+	case err := <-closed:
+		return err
+	case <-time.After(2 * closeGrace): // its disk hangs, probably
+		logger.Warn("node did not close in time")
 		return nil
 	}
-	return err
 }
 
 // nodeOptionsFrom translates the configuration for the node.

@@ -53,6 +53,7 @@ type audit struct {
 	start   time.Time
 	seals   int          // segments audited
 	signed  []signedTree // by the node whose folder it is
+	locked  bool         // a running node holds ledger.db, which nobody can read then
 }
 
 // audit derives a ledger again and prints what it is, or returns the first difference.
@@ -196,6 +197,8 @@ func (a *audit) add(source *auditSource, s *auditedSegment) error {
 func (a *audit) fits(source *auditSource, s *auditedSegment) error {
 	name := s.id() + segmentSuffix
 	switch m := source.info; {
+	case s.first > a.entries && a.locked:
+		return fmt.Errorf("entry %d: entries %d to %d are not here, but maybe in the bucket: audit the node (--url), or stop it, for it holds the lock of ledger.db", s.first, a.entries, s.first-1)
 	case s.first > a.entries:
 		return fmt.Errorf("entry %d: entries %d to %d are missing before it", s.first, a.entries, s.first-1)
 	case s.first < a.entries:

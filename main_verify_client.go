@@ -17,16 +17,20 @@ import (
 
 const (
 	maxReply     = 2 << 20          // bytes of a reply that is read whole, unless said otherwise
-	replyTimeout = 60 * time.Second // of such a reply; of the header of a long one
+	replyTimeout = 60 * time.Second // of such a reply; of silence within a long one
 )
 
 // errReply is wrapped by errors about replies that are not what was asked for.
 var errReply = errors.New("request failed")
 
+// errSilent ends a reply of which nothing has come for too long.
+var errSilent = fmt.Errorf("%w: the server sends nothing more", errReply)
+
 // ledgerClient asks one server.
 type ledgerClient struct {
-	base string // URL without a slash at its end
-	http *http.Client
+	base     string // URL without a slash at its end
+	http     *http.Client
+	patience time.Duration // with a server that sends nothing
 }
 
 // newLedgerClient returns a client of the server at base.
@@ -42,7 +46,7 @@ func newLedgerClient(base string) (*ledgerClient, error) {
 	return &ledgerClient{strings.TrimRight(base, "/"), &http.Client{
 		Transport:     transport,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}}, nil
+	}, replyTimeout}, nil
 }
 
 // statusError is a reply that is not 200.
@@ -57,8 +61,45 @@ func (e *statusError) Error() string {
 }
 func (e *statusError) Unwrap() error { return errReply }
 
-// open asks for path; the caller closes the body of the reply, which is a 200.
-func (c *ledgerClient) open(ctx context.Context, path string) (*http.Response, error) {
+// open asks for path and returns the body of the reply, which is a 200.
+func (c *ledgerClient) open(ctx context.Context, path string) (io.ReadCloser, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	resp, err := c.ask(ctx, path)
+	if err != nil {
+		cancel(nil)
+		return nil, err
+	}
+	watch := time.AfterFunc(c.patience, func() { cancel(errSilent) })
+	return &watchedBody{resp.Body, ctx, cancel, watch, c.patience}, nil
+}
+
+// watchedBody is the body of a reply; a read of it lasts only so long.
+type watchedBody struct {
+	io.ReadCloser
+	ctx      context.Context // ends the reply
+	cancel   context.CancelCauseFunc
+	watch    *time.Timer
+	patience time.Duration
+}
+
+func (b *watchedBody) Read(p []byte) (int, error) {
+	b.watch.Reset(b.patience)
+	n, err := b.ReadCloser.Read(p)
+	b.watch.Stop() // the reader may take its time
+	if err != nil && errors.Is(context.Cause(b.ctx), errSilent) {
+		err = fmt.Errorf("%w for %s", errSilent, b.patience)
+	}
+	return n, err
+}
+
+func (b *watchedBody) Close() error {
+	b.watch.Stop()
+	b.cancel(nil)
+	return b.ReadCloser.Close()
+}
+
+// ask asks for path. The body of the reply, which is a 200, is to be closed.
+func (c *ledgerClient) ask(ctx context.Context, path string) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, "GET", c.base+path, nil)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errReply, err)
@@ -85,12 +126,12 @@ func (c *ledgerClient) open(ctx context.Context, path string) (*http.Response, e
 func (c *ledgerClient) get(ctx context.Context, path string, limit int64) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, replyTimeout)
 	defer cancel()
-	resp, err := c.open(ctx, path)
+	body, err := c.open(ctx, path)
 	if err != nil {
 		return nil, err
 	}
-	defer resp.Body.Close()
-	b, err := io.ReadAll(io.LimitReader(resp.Body, limit+1))
+	defer body.Close()
+	b, err := io.ReadAll(io.LimitReader(body, limit+1))
 	if err != nil {
 		return nil, fmt.Errorf("%w: GET %s: %w", errReply, path, err)
 	}

@@ -219,6 +219,7 @@ func (a *audit) withLedger(ctx context.Context, path string) ([]string, error) {
 	}
 	ledger, err := openLedgerFile(path, a.soundPages)
 	if errors.Is(err, bolterrors.ErrTimeout) {
+		a.locked = true
 		return []string{"not compared: manifest and tiles, for a running node holds the lock of ledger.db"}, a.segments(ctx)
 	}
 	if err != nil {

@@ -87,6 +87,14 @@ func TestAuditNode(t *testing.T) {
 		t.Fatal(err)
 	}
 	exits(t, "", 0, "a running node holds the lock", "audit", "--data", dir)
+	first := filepath.Join(dir, "segments", h.segments[0].info.id()+segmentSuffix) // it may be cold
+	if err := os.Rename(first, first+".away"); err != nil {
+		t.Fatal(err)
+	}
+	exits(t, "", 1, "entries 0 to 29 are not here, but maybe in the bucket", "audit", "--data", dir)
+	if err := os.Rename(first+".away", first); err != nil {
+		t.Fatal(err)
+	}
 	if err := db.Close(); err != nil {
 		t.Fatal(err)
 	}

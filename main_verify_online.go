@@ -165,12 +165,12 @@ func differentField(a, b *header) string {
 
 // fetchValue checks the value that the server has for an entry.
 func (t *visitor) fetchValue(ctx context.Context, h *header) error {
-	resp, err := t.client.open(ctx, "/kv/"+escapeKey(h.key)+"?seq="+strconv.FormatUint(h.seq, 10))
+	body, err := t.client.open(ctx, "/kv/"+escapeKey(h.key)+"?seq="+strconv.FormatUint(h.seq, 10))
 	if err != nil {
 		return fmt.Errorf("value: %w", err)
 	}
-	defer resp.Body.Close()
-	if err := checkValue(resp.Body, h); err != nil {
+	defer body.Close()
+	if err := checkValue(body, h); err != nil {
 		return fmt.Errorf("value: %w", err)
 	}
 	return nil

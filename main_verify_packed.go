@@ -108,12 +108,12 @@ func (v *verifier) remoteManifest(ctx context.Context, url, key string) ([]byte,
 
 // copySegment writes the file of a segment of the server.
 func (c *ledgerClient) copySegment(ctx context.Context, info segmentInfo, w io.Writer) error {
-	resp, err := c.open(ctx, "/ledger/segments/"+info.id())
+	body, err := c.open(ctx, "/ledger/segments/"+info.id())
 	if err != nil {
 		return err
 	}
-	defer resp.Body.Close()
-	n, err := io.Copy(w, io.LimitReader(resp.Body, int64(min(info.size, 1<<62))+1))
+	defer body.Close()
+	n, err := io.Copy(w, io.LimitReader(body, int64(min(info.size, 1<<62))+1))
 	if err == nil && uint64(n) != info.size {
 		err = fmt.Errorf("%w: %s%s: the server sent %d bytes or more, the manifest says %d", errDifference, info.id(), segmentSuffix, n, info.size)
 	}

@@ -134,12 +134,12 @@ func (a *audit) pending(ctx context.Context, c *ledgerClient, size uint64) error
 		return nil
 	}
 	path := fmt.Sprintf("/ledger/entries?from=%d&limit=%d&values=true", a.entries, size-a.entries)
-	resp, err := c.open(ctx, path)
+	body, err := c.open(ctx, path)
 	if err != nil {
 		return err
 	}
-	defer resp.Body.Close()
-	in := bufio.NewReaderSize(resp.Body, 256<<10)
+	defer body.Close()
+	in := bufio.NewReaderSize(body, 256<<10)
 	var line []byte
 	for a.entries < size {
 		if line, err = readEntryLine(in, line); err != nil {

@@ -83,7 +83,7 @@ func referenceSubproof(m int, leaves []hash, whole bool) []hash {
 
 // exhaustSize returns the size up to which all proofs are tried.
 func exhaustSize() int {
-	if testing.Short() {
+	if testing.Short() || raceDetector {
 		return 67
 	}
 	return 130

@@ -71,7 +71,7 @@ type node struct {
 	commits   sharedRounds[struct{}] // of hearCommit
 	ctx       context.Context        // ends when the node closes
 	cancel    context.CancelFunc
-	done      sync.WaitGroup
+	done      goroutines
 
 	forming   longMutex // held while the cluster forms: for changes of node.json and the start of Raft
 	self      atomic.Pointer[nodeFile]
@@ -233,7 +233,7 @@ func openNode(o nodeOptions) (_ *node, err error) {
 	if err := n.loadNodeKey(); err != nil {
 		return nil, err
 	}
-	if err := n.openDisk(); err != nil {
+	if err := n.openDisk(self.Started); err != nil {
 		return nil, err
 	}
 	n.port, err = listenInternal(o.raftListen, portOptions{
@@ -292,6 +292,9 @@ func (n *node) openStore() (err error) {
 		objects: n.o.objects, objectPrefix: n.o.objectPrefix, cacheSize: n.o.cacheSize,
 		dropAge: n.o.dropAge, localMax: n.o.localMax, tierEvery: n.o.archiveEvery,
 	}
+	if n.archiver.n != nil {
+		o.unreadable = n.archiver.note
+	}
 	if n.offline {
 		o.refetch, o.mayRefetch = nil, nil
 	}
@@ -299,14 +302,16 @@ func (n *node) openStore() (err error) {
 	return err
 }
 
-// openDisk opens the store and the Raft log and makes them agree.
-func (n *node) openDisk() (err error) {
+// openDisk opens the store and the Raft log and makes them agree. started says that
+// Raft has run on this disk: then there is a log.
+func (n *node) openDisk(started bool) (err error) {
 	if err := n.openStore(); err != nil {
 		return err
 	}
 	dir := filepath.Join(n.o.dataDir, raftDir)
 	n.log, err = openLogStore(dir, logOptions{
 		fileSize:   n.o.logFileSize,
+		mustExist:  started,
 		gapAllowed: func(first uint64) bool { return n.store.durable.Load().at.index+1 >= first },
 		fatal:      n.fail,
 		logger:     n.o.logger,
@@ -387,7 +392,7 @@ func (n *node) startRaft() error {
 			return err
 		}
 	} else if has, err := n.hasTerm(); err != nil || !has {
-		return errors.Join(err, fmt.Errorf("%s: the Raft log and its state are gone, a node must not vote without them: move the directory away and let the node join again", n.o.dataDir))
+		return errors.Join(err, fmt.Errorf("%s: %w", n.o.dataDir, errNoLog))
 	}
 	notify := make(chan bool, 16)
 	conf.NotifyCh = notify
@@ -658,7 +663,9 @@ func (n *node) release() error {
 		errs = append(errs, n.port.close())
 	}
 	n.done.Wait()
-	if r := n.raft.Load(); r != nil { // it may have started since
+	n.forming.Lock() // a peer may have had Raft started just now; nobody does any more
+	defer n.forming.Unlock()
+	if r := n.raft.Load(); r != nil {
 		errs = append(errs, n.stopRaft().Error())
 	}
 	if n.store != nil {
@@ -679,6 +686,35 @@ func (n *node) release() error {
 		errs = append(errs, n.lock.Close())
 	}
 	return errors.Join(errs...)
+}
+
+// errClosed says that a node that closes does nothing more.
+var errClosed = fmt.Errorf("%w: %w: this node closes", errNotApplied, errNoLeader)
+
+// goroutines are what runs for a node. Unlike those of a sync.WaitGroup they may
+// be waited for while somebody, a handler of a request, would start another.
+type goroutines struct {
+	running sync.WaitGroup
+	mu      sync.Mutex
+	closed  bool
+}
+
+// Go runs f, unless the others are being waited for: what f needs is closed then.
+func (g *goroutines) Go(f func()) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.closed {
+		g.running.Go(f)
+	}
+	return !g.closed
+}
+
+// Wait waits until all have ended. None starts any more.
+func (g *goroutines) Wait() {
+	g.mu.Lock()
+	g.closed = true
+	g.mu.Unlock()
+	g.running.Wait()
 }
 
 // changeSignal lets goroutines wait for a change without missing one.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net/http"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -33,8 +34,9 @@ import (
 // which a rebuild begins with; a crash before that leaves the older one, which is
 // good, and the next leader writes the newer one.
 //
-// An object that holds other bytes than its name says is never overwritten and
-// never recorded: the segment stays here. A bucket that does not answer holds up
+// An object that does not read back as what its name says is never overwritten and
+// never recorded, and one that does not unpack never lets a local copy go: the
+// segment stays here. A bucket that does not answer holds up
 // nobody: writes go on, and it is asked again, ever more seldom.
 
 const (
@@ -140,7 +142,7 @@ func (a *archiver) note(err error) {
 	}
 	now, before := "ok", a.state.Load()
 	if err != nil {
-		now = oneLine(err)
+		now = a.n.withoutPaths(err)
 	}
 	a.state.Store(&now)
 	a.n.o.metrics.archive.usable.set(0)
@@ -153,6 +155,12 @@ func (a *archiver) note(err error) {
 	case !was:
 		a.n.o.logger.Warn("the archive does not work, writes go on", "error", err)
 	}
+}
+
+// withoutPaths returns the text of an error for a client, whom it does not concern
+// where this node has its files.
+func (n *node) withoutPaths(err error) string {
+	return strings.ReplaceAll(oneLine(err), filepath.Clean(n.o.dataDir)+string(filepath.Separator), "")
 }
 
 // oneLine returns the text of an error that may be several.
@@ -175,8 +183,9 @@ func (a *archiver) folder() string {
 // What is wrong with a single segment holds up no other.
 func (a *archiver) round(ctx context.Context, asked bool) (archived int, err error) {
 	var due []segmentInfo
+	here := a.n.store.durable.Load().at.size // a new leader may still have to seal what is confirmed
 	for _, info := range a.n.store.manifest.Load().shown() {
-		if info.object == "" && (asked || !a.isWrong(info)) {
+		if info.object == "" && (asked || info.end() <= here && !a.isWrong(info)) {
 			due = append(due, info)
 		}
 	}
@@ -314,7 +323,7 @@ func (n *node) archiveNow(ctx context.Context) (answer archiveAnswer, err error)
 		return answer, err
 	}
 	if err != nil {
-		answer.Reason = oneLine(err)
+		answer.Reason = n.withoutPaths(err)
 	}
 	m := n.store.manifest.Load()
 	prefix, total := m.archived()

@@ -19,7 +19,7 @@ const (
 	keptManifests     = 10      // bucket manifests; older ones go
 	maxForeign        = 10_000  // objects looked at for another cluster
 	maxBucketManifest = 1 << 30 // bytes
-	liveEvery         = time.Minute
+	liveEvery         = 20 * time.Second
 )
 
 // errForeignBucket says that the bucket holds another cluster of the same name.
@@ -116,19 +116,20 @@ type liveObject struct {
 	ClusterID string `json:"cluster_id"`
 	NodeID    uint64 `json:"node_id"`
 	HTTP      string `json:"http"`
-	Time      int64  `json:"time"` // Unix ms
+	Time      int64  `json:"time"`  // Unix ms
+	Every     int64  `json:"every"` // ms until it is written again
 }
 
 // liveLoop says in the bucket that this cluster has a leader, so that nobody rebuilds
 // it elsewhere meanwhile, however long a round takes. Whether the bucket takes it
 // does not matter here: a round tells.
 func (a *archiver) liveLoop() {
-	for a.pause(min(liveEvery, a.n.o.archiveEvery)) {
+	for every := min(liveEvery, a.n.o.archiveEvery); a.pause(every); {
 		if !a.probed.Load() || !a.n.isReady() {
 			continue
 		}
 		self := a.n.self.Load()
-		b, err := json.Marshal(liveObject{self.ClusterID, self.NodeID, a.n.o.httpURL, a.n.o.now().UnixMilli()})
+		b, err := json.Marshal(liveObject{self.ClusterID, self.NodeID, a.n.o.httpURL, a.n.o.now().UnixMilli(), every.Milliseconds()})
 		if err == nil {
 			err = a.n.o.objects.replace(a.n.ctx, a.folder()+liveName, append(b, '\n'))
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"time"
 )
 
@@ -37,10 +38,10 @@ func (a *archiver) patrol(ctx context.Context) error {
 		}
 	}
 	for due := a.due(len(all)); due > 0; due-- {
+		a.beat++ // one that cannot be asked for holds up no other
 		if err := a.visit(ctx, all[a.beat%len(all)]); err != nil {
 			return err
 		}
-		a.beat++
 	}
 	if p := &a.published; p.size > 0 && p.bytes == nil {
 		if _, err := a.n.o.objects.size(ctx, p.name); errors.Is(err, fs.ErrNotExist) {
@@ -54,15 +55,13 @@ func (a *archiver) patrol(ctx context.Context) error {
 
 // due returns how many of so many objects it is time to visit.
 func (a *archiver) due(objects int) int {
-	each := a.n.o.patrolTime / time.Duration(max(objects, 1))
+	each := max(a.n.o.patrolTime/time.Duration(max(objects, 1)), 1)
 	if a.visited.IsZero() {
-		a.visited = time.Now()
+		a.visited, a.beat = time.Now(), rand.IntN(1<<30) // leaders come and go: who began with the first would not come to the last
 	}
-	due := int(time.Since(a.visited) / max(each, 1))
-	if due > 0 {
-		a.visited = time.Now()
-	}
-	return min(due, objects)
+	due := time.Since(a.visited) / each
+	a.visited = a.visited.Add(due * each)
+	return int(min(due, time.Duration(objects)))
 }
 
 // visit looks whether the object of a segment is there. Only an error of the bucket as

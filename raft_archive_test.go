@@ -13,6 +13,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -167,7 +168,7 @@ func TestArchive(t *testing.T) {
 func TestArchiveAsked(t *testing.T) {
 	t.Parallel()
 	b := newMemBucket(t)
-	c := newCluster(t, 3, archivedIn(b), onlyAsked)
+	c := newCluster(t, 3, electing(4), archivedIn(b), onlyAsked)
 	c.segmentsOf(2)
 	eventually(t, "nobody leads in the bucket", func() bool { return len(b.keys("/"+liveName)) == 1 })
 	if keys := b.keys("/" + segmentsFolder); len(keys) > 0 {
@@ -438,6 +439,30 @@ func TestArchiveMends(t *testing.T) {
 	c.checkBucket(b)
 }
 
+// TestArchiveFileGone: what is wrong with this node's disk is told without its paths.
+func TestArchiveFileGone(t *testing.T) {
+	t.Parallel()
+	b := newMemBucket(t)
+	c := newCluster(t, 1, archivedIn(b), onlyAsked)
+	c.segmentsOf(1)
+	n := c.nodes[0]
+	path := n.store.segmentPath(n.store.manifest.Load().segments[0])
+	kept := readFile(t, path)
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	_, err := n.archive(t.Context())
+	if text := fmt.Sprint(err); !errors.Is(err, errArchive) || !strings.Contains(text, "no such file") || strings.Contains(text, n.o.dataDir) {
+		t.Errorf("error is %v", err)
+	}
+	if text := n.status().archive; !strings.Contains(text, "no such file") || strings.Contains(text, n.o.dataDir) {
+		t.Errorf("/health says %q", text)
+	}
+	if err := os.WriteFile(path, kept, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestArchiveForeign: a cluster that begins where another one of its name has a
 // manifest says so and archives nothing; one of another name, or one that has
 // archived here before, does not mind.
@@ -510,7 +535,9 @@ func TestArchivePatrol(t *testing.T) {
 	right := b.object(n.store.objectKey(all[2]))
 	b.change(n.store.objectKey(all[2]), right[:len(right)-1])
 	eventually(t, "nobody tells of the object that was replaced", func() bool {
-		return strings.Contains(n.status().archive, all[2].object+" "+otherBytes) && n.node.o.metrics.archive.wrong.value() == 1
+		return slices.ContainsFunc(c.nodes, func(n *testNode) bool { // another may lead by now
+			return strings.Contains(n.status().archive, all[2].object+" "+otherBytes) && n.node.o.metrics.archive.wrong.value() == 1
+		})
 	})
 	b.change(n.store.objectKey(all[2]), right)
 	eventually(t, "the archive works", func() bool { return n.status().archive == "ok" })
@@ -566,5 +593,24 @@ func TestArchiveNewKey(t *testing.T) {
 			m, err := parseBucketManifest(b.object(key))
 			return err == nil && m.key.String() == current && slices.Equal(m.former, former) && m.size() == n.store.manifest.Load().end()
 		})
+	})
+}
+
+// TestPatrolDue: each object has its turn once a day, however often it is asked which.
+func TestPatrolDue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := &archiver{n: &node{o: nodeOptions{patrolTime: patrolTime}}}
+		visits := 0
+		for range int(patrolTime / archiveEvery) {
+			visits += a.due(1000)
+			time.Sleep(archiveEvery)
+		}
+		if visits < 998 || visits > 1000 {
+			t.Errorf("%d visits to 1000 objects in %v", visits, patrolTime)
+		}
+		time.Sleep(10 * patrolTime)
+		if n := a.due(1000); n != 1000 {
+			t.Errorf("%d visits after a long time, want 1000", n)
+		}
 	})
 }

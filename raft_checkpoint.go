@@ -193,15 +193,18 @@ type roundResult[T any] struct {
 	err   error
 }
 
-// join waits for a round of do that starts after the call.
+// join waits for a round of do that starts after the call; errClosed if none does
+// because n closes.
 func (r *sharedRounds[T]) join(ctx context.Context, n *node, do func() (T, error)) (T, error) {
 	ch := make(chan roundResult[T], 1)
 	r.mu.Lock()
-	r.waiting = append(r.waiting, ch)
-	if !r.running {
-		r.running = true
-		n.done.Go(func() { r.run(do) })
+	if !r.running && !n.done.Go(func() { r.run(do) }) {
+		r.mu.Unlock()
+		var none T
+		return none, errClosed
 	}
+	r.running = true
+	r.waiting = append(r.waiting, ch)
 	r.mu.Unlock()
 	select {
 	case res := <-ch:

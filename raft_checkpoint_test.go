@@ -135,7 +135,7 @@ func TestHeadsAgree(t *testing.T) {
 // last was a new key.
 func TestHeadAfterRestart(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, 3)
+	c := newCluster(t, 3, electing(4))
 	lead := c.leader()
 	for k := range 3 {
 		c.put(lead, "a", fmt.Sprint(k))

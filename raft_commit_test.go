@@ -5,14 +5,13 @@ import (
 	"encoding/binary"
 	"errors"
 	"testing"
-	"time"
 )
 
 // TestHearCommit: a follower learns at once what is committed, not with the
 // next message of an idle leader, which is far away here.
 func TestHearCommit(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, 3)
+	c := newCluster(t, 3, electing(4))
 	lead := c.leader()
 	follower := c.nodes[(lead+1)%3]
 	for i := range 50 {
@@ -35,7 +34,7 @@ func TestHearCommit(t *testing.T) {
 // of itself, which would end its leadership.
 func TestHearCommitLeading(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, 3)
+	c := newCluster(t, 3, electing(4))
 	lead := c.leader()
 	n := c.nodes[lead]
 	h := c.put(lead, "k", "v")
@@ -54,14 +53,22 @@ func TestHearCommitLeading(t *testing.T) {
 // TestCommitAnswers: only a leader says what is committed.
 func TestCommitAnswers(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, 3)
+	c := newCluster(t, 3, electing(4))
 	lead := c.leader()
+	c.key(lead)
 	c.put(lead, "k", "v")
 	for i, n := range c.nodes {
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-		b, err := c.nodes[(i+1)%3].ask(ctx, n.o.raftAddr, askCommit, 16)
-		cancel()
-		if i == lead && (err != nil || binary.BigEndian.Uint64(b) != n.readyTerm.Load() || binary.BigEndian.Uint64(b[8:]) != n.raft.Load().CommitIndex()) {
+		var b []byte
+		var err error
+		var term, index uint64
+		eventually(t, "something is committed all the time", func() bool {
+			term, index = n.readyTerm.Load(), n.raft.Load().CommitIndex()
+			ctx, cancel := context.WithTimeout(context.Background(), waitLimit)
+			defer cancel()
+			b, err = c.nodes[(i+1)%3].ask(ctx, n.o.raftAddr, askCommit, 16)
+			return term == n.readyTerm.Load() && index == n.raft.Load().CommitIndex()
+		})
+		if i == lead && (err != nil || binary.BigEndian.Uint64(b) != term || binary.BigEndian.Uint64(b[8:]) != index) {
 			t.Errorf("the leader answers %x, %v", b, err)
 		}
 		if i != lead && err == nil {

@@ -38,9 +38,22 @@ func newWrongCluster(t *testing.T, every time.Duration) (*testCluster, *wrongNod
 // answer may come from that node.
 func (c *testCluster) putWrong(i int) {
 	c.t.Helper()
-	if _, err := c.nodes[i].put("k", "right", "once"); err != nil && !errors.Is(err, errUnknownOutcome) && !errors.Is(err, errNoLeader) {
-		c.t.Fatal(err)
+	largest := func() (size uint64) {
+		for _, n := range c.nodes {
+			if n.node != nil {
+				size = max(size, n.store.size())
+			}
+		}
+		return size
 	}
+	before := largest()
+	eventually(c.t, "it is not written", func() bool {
+		_, err := c.nodes[i].put("k", "right", "once")
+		if err != nil && !unsettled(err) {
+			c.t.Fatal(err)
+		}
+		return err == nil || largest() > before
+	})
 }
 
 // wantStopped waits until node i has stopped, takes it down and checks that it
@@ -117,9 +130,13 @@ func TestDivergedNode(t *testing.T) {
 			w.id.Store(c.nodes[bad].o.id)
 			c.putWrong((bad + 1) % 3)
 			if row.sealed {
-				ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-				defer cancel()
-				c.nodes[lead].seal(ctx) // no answer if it leads
+				eventually(t, "it is not sealed", func() bool {
+					ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+					defer cancel()
+					c.nodes[lead].seal(ctx) // no answer if it leads
+					_, count, _ := c.nodes[lead].store.pendingInfo()
+					return count == 0 || c.nodes[bad].mayServe() != nil
+				})
 			}
 			c.wantStopped(bad, "entries ", " to ", " here")
 			w.id.Store(0)

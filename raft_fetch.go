@@ -193,7 +193,7 @@ func (f *segmentFetcher) failed(info segmentInfo, err error) time.Duration {
 	}
 	switch {
 	case f.n.ctx.Err() != nil:
-	case errors.Is(err, errNobody):
+	case errors.Is(err, errNobody), errors.Is(err, errArchiveUnavailable):
 		f.alone.log, f.alone.every = f.n.o.logger, fetchReport
 		f.alone.warn("fetching a segment", "segment", info.id(), "error", err)
 	default:

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"sync"
@@ -82,21 +84,38 @@ func (n *node) handOver(ctx context.Context) {
 		return
 	}
 	if err := n.transfer(ctx, 0); err != nil {
-		n.o.logger.Warn("leadership was not handed over", "error", err)
+		n.o.logger.Warn("stopping as the leader", "error", err)
 	}
 }
 
+// errTransfer is wrapped by the reason why leadership stays where it is.
+var errTransfer = errors.New("leadership was not handed over")
+
 // transfer hands leadership to the node with the given id, 0 = to the most
-// advanced one, and returns when it is gone. A follower passes it on.
+// advanced one, and returns when it is gone: at once if that node leads. A follower
+// passes it on.
 func (n *node) transfer(ctx context.Context, to uint64) error {
 	addr, _ := n.leaderServer()
 	if addr == "" {
 		return errNoLeader
 	}
 	r := n.raft.Load()
-	if r.State() != raft.Leader {
-		return n.call(ctx, http.MethodPost, string(addr), "/transfer", transferRequest{to}, nil)
+	var err error
+	switch {
+	case r.State() != raft.Leader:
+		err = n.call(ctx, http.MethodPost, string(addr), "/transfer", transferRequest{to}, nil)
+	case to != n.o.id:
+		err = n.yieldTo(ctx, r, to)
 	}
+	if err != nil {
+		return fmt.Errorf("%w: %w", errTransfer, err)
+	}
+	return nil
+}
+
+// yieldTo has another node lead, on the leader. What Raft is asked for may be answered
+// late or never (raft.md F5), as when this node's disk hangs: then it stays behind.
+func (n *node) yieldTo(ctx context.Context, r *raft.Raft, to uint64) error {
 	select {
 	case n.transfers <- struct{}{}:
 		defer func() { <-n.transfers }()
@@ -111,14 +130,14 @@ func (n *node) transfer(ctx context.Context, to uint64) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	if err := n.wait(r.Barrier(time.Second)); err != nil { // there are more entries than those of packs
-		return err
-	}
-	if to == 0 {
-		to = n.roomiest()
-	}
 	done := make(chan error, 1)
-	go func() { done <- n.transferTo(r, to) }() // may stay behind for ever: raft.md F5
+	go func() {
+		err := n.wait(r.Barrier(time.Second)) // there are more entries than those of packs
+		if err == nil && ctx.Err() == nil {
+			err = n.transferTo(r, cmp.Or(to, n.roomiest()))
+		}
+		done <- err
+	}()
 	select {
 	case err := <-done:
 		return err

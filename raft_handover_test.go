@@ -13,7 +13,7 @@ import (
 // them notices: every write is acknowledged.
 func TestHandOverUnderWriters(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, 3)
+	c := newCluster(t, 3, electing(10)) // an election of its own fails a write
 	c.leader()
 	ctx, cancel := context.WithCancel(context.Background())
 	var writers sync.WaitGroup
@@ -94,7 +94,7 @@ func TestRetire(t *testing.T) {
 // waits longer than it said it would.
 func TestTransferWaitsWithDeadline(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, 2)
+	c := newCluster(t, 2, electing(10))
 	lead := c.nodes[c.leader()].node
 	lead.transfers <- struct{}{}
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
@@ -106,4 +106,28 @@ func TestTransferWaitsWithDeadline(t *testing.T) {
 	if err := lead.transfer(t.Context(), 0); err != nil {
 		t.Errorf("the next one gives %v", err)
 	}
+}
+
+// TestTransferTo: leadership that is where it is asked to be stays there, and one that
+// cannot be handed over stays with a reason; through any node.
+func TestTransferTo(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 3, electing(4))
+	servers := serveCluster(t, c)
+	lead := c.leader()
+	other := (lead + 1) % 3
+	for i := range 3 {
+		servers[i].check([]apiRow{{method: "POST", target: "/cluster/transfer", body: fmt.Sprintf(`{"to":%d}`, lead+1), status: 200, in: fmt.Sprintf(`{"leader":%d}`, lead+1)}})
+	}
+	if c.leader() != lead {
+		t.Fatalf("node %d leads, it was %d", c.leader()+1, lead+1)
+	}
+	c.kill(other)
+	for i := range 3 {
+		if i != other {
+			servers[i].check([]apiRow{{method: "POST", target: "/cluster/transfer", body: fmt.Sprintf(`{"to":%d}`, other+1), status: 503, code: "transfer_failed"}})
+		}
+	}
+	c.start(other)
+	c.put(lead, "a", "1")
 }

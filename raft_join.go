@@ -261,6 +261,9 @@ func (n *node) form(g *genesis) error {
 	if self.formed() {
 		return nil
 	}
+	if n.ctx.Err() != nil {
+		return errClosed
+	}
 	if self.Pledge == nil || self.Pledge.ClusterID != g.ClusterID {
 		return fmt.Errorf("node %d has not pledged to form cluster %s", self.NodeID, g.ClusterID)
 	}
@@ -354,6 +357,8 @@ func (n *node) enter(cluster string, learner bool) error {
 		return fmt.Errorf("node %d already belongs to cluster %s", self.NodeID, self.ClusterID)
 	case self.formed() && !self.Removed:
 		return nil
+	case n.ctx.Err() != nil:
+		return errClosed
 	}
 	err := n.become(func(f *nodeFile) {
 		f.ClusterID, f.Pledge, f.Removed, f.Learner = cluster, nil, false, f.Learner || learner
@@ -362,6 +367,9 @@ func (n *node) enter(cluster string, learner bool) error {
 		return err
 	}
 	n.o.logger.Info("joined", "cluster_id", cluster)
+	if n.raft.Load() != nil { // removed a moment ago: it is about to be opened again, with Raft
+		return nil
+	}
 	return n.started(n.startRaft())
 }
 

@@ -141,7 +141,7 @@ func noSeedOnDisk(t *testing.T, n *node) {
 
 func TestRotateLedgerKey(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, 3)
+	c := newCluster(t, 3, electing(4))
 	lead := c.leader()
 	follower := (lead + 1) % 3
 	c.put(lead, "a", "1")

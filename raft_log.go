@@ -60,6 +60,8 @@ type logOptions struct {
 	// at first, because the durable checkpoint covers all before it. nil = never.
 	// It must not call the store.
 	gapAllowed func(first uint64) bool
+	// mustExist: there was a log, and to begin another would forget votes and entries.
+	mustExist bool
 	// fatal is told the first error that leaves the log in doubt; the process
 	// must end. nil = nobody is told. It must not call the store.
 	fatal  func(error)
@@ -114,6 +116,9 @@ type logStore struct {
 	slow     atomic.Int64 // when the last slow one ended, after opened; 0 = none was
 }
 
+// errNoLog says that there is no Raft log where one must be.
+var errNoLog = errors.New("the Raft log and its state are gone, a node must not vote without them: move the directory away and let the node join again")
+
 // openLogStore opens the Raft log in dir, or makes an empty one.
 func openLogStore(dir string, o logOptions) (*logStore, error) {
 	l := &logStore{dir: dir, o: o, disk: o.disk, opened: time.Now()}
@@ -133,7 +138,9 @@ func openLogStore(dir string, o logOptions) (*logStore, error) {
 	l.maker = logFileMaker{disk: l.disk, dir: dir, asked: make(chan logFileHeader, 1), made: make(chan madeFile, 1)}
 	err := l.recover()
 	if err == nil && len(l.files) == 0 {
-		err = l.begin()
+		if err = fmt.Errorf("%s: %w", dir, errNoLog); !o.mustExist {
+			err = l.begin()
+		}
 	}
 	if err != nil {
 		l.closeFiles()

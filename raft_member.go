@@ -126,6 +126,7 @@ func (n *node) tryChange(ctx context.Context, c *memberChange) error {
 	}
 	switch reply.Code {
 	case "":
+		n.greetMember(ctx, c)
 		return nil
 	case codeNoLeader:
 		return fmt.Errorf("%w: %s", errNoLeader, reply.Message)
@@ -161,10 +162,25 @@ func (n *node) leadChange(ctx context.Context, c *memberChange) error {
 	}
 	n.changes.Lock()
 	defer n.changes.Unlock()
+	if err := ctx.Err(); err != nil { // who asked has gone meanwhile, and may have asked for something else since
+		return fmt.Errorf("%w: %w", errUnsettled, err)
+	}
 	if c.Leave {
 		return n.retire(ctx, c.ID)
 	}
-	return n.takeIn(ctx, c)
+	err := n.takeIn(ctx, c)
+	if err == nil {
+		n.greetMember(ctx, c)
+	}
+	return err
+}
+
+// greetMember says hello to a node that has just been taken in, so that who asked for
+// it is told of it at once.
+func (n *node) greetMember(ctx context.Context, c *memberChange) {
+	if s, ok := n.server(c.ID); ok && !c.Leave && s.ID != serverID(n.identity()) {
+		n.greet(ctx, s)
+	}
 }
 
 // membership is the newest committed configuration.
@@ -196,14 +212,17 @@ func (m *membership) find(id uint64) (raft.Server, bool) {
 	return raft.Server{}, false
 }
 
-// has tells whether a server is a member.
-func (m *membership) has(id raft.ServerID) bool {
-	return slices.ContainsFunc(m.servers, func(s raft.Server) bool { return s.ID == id })
+// address returns where a server is, "" if it is no member.
+func (m *membership) address(id raft.ServerID) string {
+	if i := slices.IndexFunc(m.servers, func(s raft.Server) bool { return s.ID == id }); i >= 0 {
+		return string(m.servers[i].Address)
+	}
+	return ""
 }
 
 // change has Raft agree on one change of m and waits until it is committed.
 func (n *node) change(ctx context.Context, m membership, propose func(r *raft.Raft, at uint64) raft.IndexFuture) error {
-	if !n.isReady() || m.index == 0 { // only a leader that has applied all before its term knows what is committed
+	if !n.isReady() || m.index == 0 || ctx.Err() != nil { // only a leader that has applied all before its term knows what is committed
 		return errUnsettled
 	}
 	done := make(chan error, 1)
@@ -310,6 +329,12 @@ func (n *node) isAlive(s raft.Server) bool {
 // non-voter that does not know yet that it is one; the leader tells it
 // (tendMembers).
 func (n *node) takeIn(ctx context.Context, c *memberChange) error {
+	m := n.membership()
+	if former, found := m.find(c.ID); found && string(former.Address) != c.Raft { // before anybody else is asked
+		if err := n.livesElsewhere(former, raft.Server{Address: raft.ServerAddress(c.Raft)}); err != nil {
+			return err
+		}
+	}
 	h, err := n.meet(ctx, c)
 	if err != nil {
 		return err
@@ -323,7 +348,7 @@ func (n *node) takeIn(ctx context.Context, c *memberChange) error {
 	if err != nil {
 		return err
 	}
-	m := n.membership()
+	m = n.membership()
 	s, _ := m.find(c.ID)
 	if c.Voter != nil && !*c.Voter && s.Suffrage == raft.Voter {
 		return n.demote(ctx, m, s)
@@ -532,6 +557,9 @@ func (n *node) removeDead(ctx context.Context, m membership, s raft.Server, hear
 	}
 	if err := n.sparesVote(m, s); err != nil {
 		return err
+	}
+	if n.greet(ctx, s) { // it came since all were asked, or this process stood still meanwhile
+		return nil
 	}
 	if err := n.remove(ctx, m, s.ID); err != nil {
 		return err

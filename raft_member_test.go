@@ -187,6 +187,8 @@ func TestMemberRefusals(t *testing.T) {
 			{memberChange{ID: 4, Raft: freeAddrs(t, 1)[0]}, refusedUnreachable},
 			{memberChange{ID: 5, Raft: addr(3)}, refusedWrong},
 			{memberChange{ID: 1, Raft: addr(4)}, refusedID},
+			{memberChange{ID: 2, Raft: freeAddrs(t, 1)[0]}, refusedID},
+			{memberChange{ID: 3, Raft: addr(0)}, refusedID},
 			{memberChange{ID: 6, Raft: addr(5)}, refusedConnection},
 			{memberChange{ID: 7, Raft: addr(6)}, refusedConnection},
 			{memberChange{ID: 8, Raft: otherVersion(t)}, refusedConnection},
@@ -293,18 +295,57 @@ func (c *testCluster) writers(i int) (stop func()) {
 // out.
 func TestRemovedWhileDown(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, 3)
-	down := (c.leader() + 1) % 3
-	c.kill(down)
-	c.settle(c.leader(), &memberChange{Leave: true, ID: uint64(down + 1)})
-	c.nodes[down].gone = true
-	c.start(down)
-	c.wantRemoved(down)
-	c.put(c.leader(), "a", "1")
-	c.join(c.leader(), down, true)
-	if a := c.get(down, "a"); a != "1" {
-		t.Errorf("a = %q", a)
+	for _, moves := range []bool{false, true} {
+		t.Run(fmt.Sprint("moves ", moves), func(t *testing.T) {
+			t.Parallel()
+			c := newCluster(t, 3)
+			down := (c.leader() + 1) % 3
+			eventually(t, "node.json has no address", func() bool { return c.nodes[down].self.Load().Started })
+			c.kill(down)
+			c.settle(c.leader(), &memberChange{Leave: true, ID: uint64(down + 1)})
+			c.nodes[down].gone = true
+			if moves {
+				c.move(down)
+			}
+			c.start(down)
+			c.wantRemoved(down)
+			if n := len(c.nodes[c.leader()].servers()); n != 2 {
+				t.Errorf("%d members", n)
+			}
+			c.put(c.leader(), "a", "1")
+			c.join(c.leader(), down, true)
+			if a := c.get(down, "a"); a != "1" {
+				t.Errorf("a = %q", a)
+			}
+		})
 	}
+}
+
+// A node that was removed and is taken in again before it was opened anew gets no
+// second Raft.
+func TestEnterWhileRaftRuns(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 3)
+	i := (c.leader() + 1) % 3
+	c.put(i, "a", "1")
+	n := c.nodes[i].node
+	r := n.raft.Load()
+	n.leaveCluster()
+	if err := n.enter(n.self.Load().ClusterID, false); err != nil || n.raft.Load() != r || n.self.Load().Removed {
+		t.Errorf("another Raft: %v, removed: %v: %v", n.raft.Load() != r, n.self.Load().Removed, err)
+	}
+	c.tend() // it asks to be opened again
+	c.put(i, "b", "1")
+	n = c.nodes[i].node
+	c.stop(i)
+	if err := n.enter(n.self.Load().ClusterID, false); err != nil { // it is a member
+		t.Error(err)
+	}
+	n.self.Store(&nodeFile{ClusterID: n.self.Load().ClusterID, Removed: true})
+	if err := n.enter(n.self.Load().ClusterID, false); !errors.Is(err, errClosed) {
+		t.Errorf("a closed node enters: %v", err)
+	}
+	c.start(i)
 }
 
 // A learner reads and never votes, until it is told to; a voter can be made one.
@@ -550,6 +591,39 @@ func TestCopiedDirectory(t *testing.T) {
 			t.Errorf("opening a copy gives %v", err)
 		}
 		n.release()
+	}
+}
+
+// The original of a copied directory that has taken its place is refused, too.
+func TestOriginalOfCopy(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 3)
+	c.put(0, "a", "1")
+	for _, i := range []int{c.leader(), (c.leader() + 1) % 3} {
+		eventually(t, "node.json has no address", func() bool { return c.nodes[i].self.Load().Started })
+		c.kill(i)
+		original := c.nodes[i].o
+		dir := t.TempDir()
+		if err := os.CopyFS(dir, os.DirFS(original.dataDir)); err != nil {
+			t.Fatal(err)
+		}
+		c.nodes[i].o.dataDir = dir
+		c.move(i)
+		c.start(i)
+		c.put(i, "b", "1")
+		n, err := openNode(original)
+		if err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case err = <-n.failed():
+		case <-time.After(waitLimit):
+		}
+		if !errors.Is(err, errCopied) || !strings.Contains(err.Error(), "runs at "+c.nodes[i].o.raftAddr) {
+			t.Errorf("opening the original gives %v", err)
+		}
+		n.release()
+		c.put(i, "c", "1")
 	}
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -80,16 +81,18 @@ func (n *node) serveEnter(w http.ResponseWriter, r *http.Request) {
 type belongsRequest struct {
 	ClusterID string        `json:"cluster_id"`
 	Server    raft.ServerID `json:"server"`
+	Raft      string        `json:"raft"` // internal address of who asks
 }
 
 // belongsReply says whether a server is a member.
 type belongsReply struct {
 	Leader  string `json:"leader,omitempty"` // internal address to ask instead
 	Removed bool   `json:"removed"`
+	Raft    string `json:"raft,omitempty"` // where the member is, if that is not where it was asked from
 }
 
-// serveBelongs answers a node that hears no leader: is it still a member? Only
-// a leader that is confirmed by a quorum after it looked may say no.
+// serveBelongs answers a node that hears no leader: is it still a member, with its
+// address? Only a leader that is confirmed by a quorum after it looked may say no.
 func (n *node) serveBelongs(w http.ResponseWriter, r *http.Request) {
 	var ask belongsRequest
 	if !decode(w, r, &ask) {
@@ -101,7 +104,8 @@ func (n *node) serveBelongs(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	m := n.membership()
-	if !n.isReady() || m.index == 0 || m.has(ask.Server) || ask.ClusterID != n.self.Load().ClusterID {
+	at := m.address(ask.Server)
+	if !n.isReady() || m.index == 0 || at == ask.Raft || ask.ClusterID != n.self.Load().ClusterID {
 		respond(w, belongsReply{}, nil)
 		return
 	}
@@ -109,11 +113,12 @@ func (n *node) serveBelongs(w http.ResponseWriter, r *http.Request) {
 		respond(w, nil, err)
 		return
 	}
-	respond(w, belongsReply{Removed: true}, nil)
+	respond(w, belongsReply{Removed: at == "", Raft: at}, nil)
 }
 
 // checkBelonging asks, when this node hears no leader, whether it is a member
-// still. One that was removed while it was away is not told by Raft.
+// still, at this address. One that was removed while it was away is not told by
+// Raft, nor is one whose directory was copied, and the copy runs in its place.
 func (n *node) checkBelonging() {
 	if n.raft.Load() == nil || n.leaderless() < suspectAfter/2 {
 		return
@@ -122,20 +127,30 @@ func (n *node) checkBelonging() {
 	for _, s := range n.others() {
 		ask = append(ask, string(s.Address))
 	}
-	leaders, removed := n.askBelonging(ask)
-	if !removed {
-		_, removed = n.askBelonging(leaders)
+	leaders, removed, elsewhere := n.askBelonging(ask)
+	if !removed && elsewhere == "" {
+		_, removed, elsewhere = n.askBelonging(leaders)
 	}
-	if removed {
+	switch {
+	case removed:
 		n.leaveCluster()
+	case elsewhere != "" && n.runsAt(elsewhere):
+		n.fail(fmt.Errorf("%w: node %d runs at %s", errCopied, n.self.Load().NodeID, elsewhere))
 	}
 }
 
-// askBelonging asks the nodes at some addresses; leaders are those they name.
-func (n *node) askBelonging(addrs []string) (leaders []string, removed bool) {
+// runsAt tells whether a node that says it is this one answers at an address.
+func (n *node) runsAt(addr string) bool {
+	h, err := n.helloAt(n.ctx, addr)
+	return err == nil && h.server() == serverID(n.identity())
+}
+
+// askBelonging asks the nodes at some addresses; leaders are those they name,
+// elsewhere is where this node is a member.
+func (n *node) askBelonging(addrs []string) (leaders []string, removed bool, elsewhere string) {
 	slices.Sort(addrs)
 	addrs = slices.Compact(addrs)
-	ask := belongsRequest{n.self.Load().ClusterID, serverID(n.identity())}
+	ask := belongsRequest{n.self.Load().ClusterID, serverID(n.identity()), n.o.raftAddr}
 	replies := make([]belongsReply, len(addrs))
 	parallel(len(addrs), func(i int) {
 		ctx, cancel := context.WithTimeout(n.ctx, suspectAfter)
@@ -143,12 +158,12 @@ func (n *node) askBelonging(addrs []string) (leaders []string, removed bool) {
 		n.call(ctx, http.MethodPost, addrs[i], "/belongs", ask, &replies[i]) // no answer says nothing
 	})
 	for _, r := range replies {
-		removed = removed || r.Removed
+		removed, elsewhere = removed || r.Removed, cmp.Or(elsewhere, r.Raft)
 		if r.Leader != "" {
 			leaders = append(leaders, r.Leader)
 		}
 	}
-	return leaders, removed
+	return leaders, removed, elsewhere
 }
 
 // leaveCluster ends this node's part in the cluster, durably: it is opened again
@@ -190,8 +205,12 @@ func (n *node) moveLoop() {
 			n.started(n.startRaft())
 			return
 		}
-		if errors.Is(err, errCopied) {
+		switch {
+		case errors.Is(err, errCopied):
 			n.fail(err)
+			return
+		case errors.Is(err, errRemoved):
+			n.leaveCluster()
 			return
 		}
 		if err.Error() != told {
@@ -207,7 +226,7 @@ func (n *node) moveLoop() {
 func (n *node) tryMove() error {
 	self := n.self.Load()
 	own := serverID(n.identity())
-	if h, err := n.helloAt(n.ctx, self.Raft); err == nil && h.server() == own {
+	if n.runsAt(self.Raft) {
 		return fmt.Errorf("%w: node %d runs at %s", errCopied, self.NodeID, self.Raft)
 	}
 	last, err := n.lastConfiguration()
@@ -220,7 +239,7 @@ func (n *node) tryMove() error {
 			continue
 		}
 		err := n.announceMove(string(s.Address))
-		if err == nil || errors.Is(err, errCopied) {
+		if err == nil || errors.Is(err, errCopied) || errors.Is(err, errRemoved) {
 			return err
 		}
 		if s.Suffrage != raft.Voter {
@@ -248,6 +267,9 @@ func (n *node) announceMove(addr string) error {
 	}
 	if h.Leader == "" {
 		return errNoLeader
+	}
+	if _, removed, _ := n.askBelonging([]string{h.Leader}); removed { // else it would take itself in again
+		return errRemoved
 	}
 	ask := joinRequest{ID: n.o.id, Incarnation: n.self.Load().Incarnation, Raft: n.o.raftAddr}
 	ctx, cancel := context.WithTimeout(n.ctx, 10*time.Second)

@@ -63,9 +63,12 @@ func (f *flight) answer(from int32, results []result, err error) bool {
 		err = fmt.Errorf("%w: %d results for %d requests", errUnknownOutcome, len(results), len(f.pack))
 	}
 	for i := range f.pack {
-		if err != nil {
+		switch {
+		case err != nil:
 			f.pack[i].done(result{}, err)
-		} else {
+		case results[i].outcome == outcomeUnknown:
+			f.pack[i].done(result{}, fmt.Errorf("%w: the result of the first time cannot be read now", errUnknownOutcome))
+		default:
 			f.pack[i].done(results[i], nil)
 		}
 	}
@@ -83,6 +86,7 @@ type packer struct {
 	expiry  *time.Timer // of what is first in queue
 	again   []*flight   // not applied, to be started again, first of all
 	flying  int
+	pausing int // of those flying: on their way to again, and none overtakes them
 	last    uint64
 	running bool          // dispatch runs
 	landed  chan struct{} // tells dispatch that a flight has landed or a request came
@@ -122,7 +126,9 @@ func (n *node) submitAsync(r *request, done func(result, error)) error {
 	}
 	size := requestSize(r)
 	if size > packSize {
-		n.done.Go(func() { n.upload(r, done) })
+		if !n.done.Go(func() { n.upload(r, done) }) {
+			return errClosed
+		}
 		return nil
 	}
 	return n.packer.add(waiting{appendRequest(make([]byte, 0, size), r), done, time.Now()})
@@ -197,6 +203,9 @@ func (p *packer) dispatch() {
 
 // next returns the flight to start now, nil if it has to wait; mu must be held.
 func (p *packer) next() *flight {
+	if p.pausing > 0 {
+		return nil
+	}
 	if len(p.again) > 0 {
 		if p.flying > 0 {
 			return nil // those behind must land first
@@ -291,12 +300,16 @@ func (p *packer) retry(f *flight, changed <-chan struct{}, err error) {
 		p.land()
 		return
 	}
+	p.mu.Lock()
+	p.pausing++
+	p.mu.Unlock()
 	select {
 	case <-changed:
 	case <-time.After(20 * time.Millisecond):
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.pausing--
 	p.again = append(p.again, f)
 	slices.SortFunc(p.again, func(a, b *flight) int { return cmp.Compare(a.number, b.number) })
 	p.flying--
@@ -450,7 +463,8 @@ func (n *node) checkTransfer() {
 }
 
 // resultsOf turns the FSM's response into results; those of repeated requests
-// get the headers of the first time.
+// get the headers of the first time, or outcomeUnknown while these cannot be read:
+// the others of the pack are applied.
 func (n *node) resultsOf(response any) ([]result, error) {
 	if err, ok := response.(error); ok {
 		if errors.Is(err, errUploadLost) {
@@ -467,7 +481,9 @@ func (n *node) resultsOf(response any) ([]result, error) {
 		for seq := r.first; seq < r.first+r.count; seq++ {
 			e, err := n.store.headerAt(seq)
 			if err != nil {
-				return nil, err
+				n.o.logger.Warn("a repeated request is not answered, its entry cannot be read", "seq", seq, "error", err)
+				*r = result{outcome: outcomeUnknown, current: noSeq}
+				break
 			}
 			r.headers = append(r.headers, e.raw)
 		}

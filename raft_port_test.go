@@ -18,7 +18,7 @@ import (
 )
 
 // testWait is how long a test waits for what must happen.
-const testWait = 20 * time.Second
+const testWait = 2 * time.Minute
 
 // portLog returns a logger whose lines belong to t, and stop with it: some of
 // hashicorp/raft's goroutines outlive their transport by a moment.

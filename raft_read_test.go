@@ -51,7 +51,7 @@ func TestF2CutOffLeaderConfirmsNothing(t *testing.T) {
 // F2: an answer of a non-voter does not count.
 func TestF2NonvoterDoesNotConfirm(t *testing.T) {
 	t.Parallel()
-	c := newNodes(t, 4, func(o *nodeOptions) { o.expect, o.learner = 3, o.id == 4 })
+	c := newNodes(t, 4, electing(4), func(o *nodeOptions) { o.expect, o.learner = 3, o.id == 4 })
 	for i := range 3 {
 		c.nodes[i].o.seeds = slices.DeleteFunc(slices.Clone(c.nodes[i].o.seeds), func(a string) bool { return a == c.nodes[3].o.raftAddr })
 	}
@@ -97,12 +97,17 @@ func TestReadRounds(t *testing.T) {
 	lead := c.leader()
 	follower := (lead + 1) % 3
 	c.put(lead, "a", "1")
+	eventually(t, "the follower does not catch up", func() bool { return c.nodes[follower].caughtUp.Load() }) // it waits for rounds too
 	rounds := &c.nodes[follower].reads
-	c.links.set(follower, lead, linkSilent) // the next round hangs
+	c.cut([]int{follower}, []int{0, 1, 2}, linkSilent) // the next round hangs, whoever leads
 	ctx, cancel := context.WithTimeout(context.Background(), waitLimit)
 	defer cancel()
 	results := make(chan error, 20)
-	join := func() { results <- rounds.join(ctx) }
+	joined := 0
+	join := func() {
+		joined++
+		go func() { results <- rounds.join(ctx) }()
+	}
 	waiting := func(running bool, count int) func() bool {
 		return func() bool {
 			rounds.mu.Lock()
@@ -111,17 +116,19 @@ func TestReadRounds(t *testing.T) {
 		}
 	}
 	drain := func() {
-		for range 11 {
+		for ; joined > 0; joined-- {
 			if err := <-results; err != nil && !errors.Is(err, errNoLeader) {
 				t.Errorf("a read: %v", err)
 			}
 		}
 	}
 	gather := func() bool { // false if the round ended before all had come, on a busy machine
-		go join()
-		eventually(t, "no round is under way", waiting(true, 0))
+		join()
+		if !soon(time.Second, waiting(true, 0)) {
+			return false
+		}
 		for range 10 {
-			go join()
+			join()
 		}
 		return soon(time.Second, waiting(true, 10))
 	}

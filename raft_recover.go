@@ -65,7 +65,7 @@ func (n *node) openStopped() (err error) {
 	if err := n.lockStopped(); err != nil {
 		return err
 	}
-	if err := n.openDisk(); err != nil {
+	if err := n.openDisk(n.self.Load().Started); err != nil {
 		return err
 	}
 	n.port, err = listenInternal(n.o.raftListen, portOptions{

@@ -11,11 +11,12 @@ import (
 // with its old disk learns that it is out.
 func TestRecover(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, 3)
+	c := newCluster(t, 3, electing(4))
 	left := c.leader()
 	c.put(left, "a", "1")
 	c.sealAll()
 	c.put(left, "a", "2")
+	c.get(left, "a") // it need not lead any more
 	size := c.nodes[left].store.size()
 	first, second := (left+1)%3, (left+2)%3
 	_, err := recoverNode(t.Context(), c.nodes[left].o)

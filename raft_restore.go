@@ -108,7 +108,7 @@ func restoreNode(ctx context.Context, o nodeOptions, r *restoration) (*restoredC
 	if err := n.beginRestore(r); err != nil {
 		return nil, err
 	}
-	if err := n.openDisk(); err != nil {
+	if err := n.openDisk(false); err != nil {
 		return nil, err
 	}
 	if err := n.adoptAll(r); err != nil {
@@ -272,10 +272,11 @@ func (n *node) adoptAll(r *restoration) error {
 	}}}
 	// No index of an earlier life can be as large, for none had a log entry in each
 	// ms since 1970: a lost node that comes back cannot take this log for its own.
-	index := uint64(n.o.now().UnixMilli())
+	last := r.segments[len(r.segments)-1].time
+	index := uint64(max(n.o.now().UnixMilli(), last)) // the clock may be wrong
 	return n.store.install(checkpoint{
 		index: index, term: index / 1000, configuration: raft.EncodeConfiguration(alone), configIndex: index,
-		size: r.size(), time: r.segments[len(r.segments)-1].time, version: uint64(len(r.segments)), confirmed: uint64(len(r.segments)),
+		size: r.size(), time: last, version: uint64(len(r.segments)), confirmed: uint64(len(r.segments)),
 	}, r.segments, fetched, nil)
 }
 

@@ -23,11 +23,20 @@ func archivedCluster(t *testing.T, size int) (*testCluster, *folderStore) {
 		c.put(c.leader(), "same", prefix)
 		c.sealAll()
 	}
-	answer, err := c.nodes[c.leader()].archive(t.Context())
-	if err != nil || answer.InBucket != 3 {
+	if answer, err := c.archiveNow(); err != nil || answer.InBucket != 3 {
 		t.Fatalf("archived %+v, %v", answer, err)
 	}
 	return c, o
+}
+
+// archiveNow archives what is sealed through the leader.
+func (c *testCluster) archiveNow() (answer archiveResult, err error) {
+	c.t.Helper()
+	eventually(c.t, "no leader archives", func() bool {
+		answer, err = c.nodes[c.leader()].archive(c.t.Context())
+		return !unsettled(err)
+	})
+	return answer, err
 }
 
 // lose stops all nodes for good and forgets what was written behind size.
@@ -142,7 +151,7 @@ func TestRestore(t *testing.T) {
 			c.restart(0)
 			c.put(1, "more", "1")
 			c.sealAll()
-			if answer, err := c.nodes[c.leader()].archive(t.Context()); err != nil || answer.InBucket != 4 {
+			if answer, err := c.archiveNow(); err != nil || answer.InBucket != 4 {
 				t.Errorf("archived %+v, %v", answer, err)
 			}
 			found, err = (&verifier{}).findArchive(t.Context(), o, "p/", "", "")

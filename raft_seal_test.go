@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -51,7 +52,7 @@ func TestUploadInterrupted(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			c := newCluster(t, 3)
+			c := newCluster(t, 3, electing(4))
 			value := strings.Repeat("v", 2000)
 			c.put(0, "before", "x")
 			parts := partsOf(7, 500, putOf("large", value))
@@ -86,7 +87,12 @@ func TestUploadInterrupted(t *testing.T) {
 				t.Errorf("the last part is answered %v", last)
 			}
 			for i := range c.nodes {
-				e, err := c.nodes[i].read("large")
+				var e entry
+				var err error
+				eventually(t, "no leader to read from", func() bool {
+					e, err = c.nodes[i].read("large")
+					return !errors.Is(err, errNoLeader)
+				})
 				if row.lost != errors.Is(err, errNotFound) || err == nil && valueOf(t, &e) != value {
 					t.Errorf("node %d has a value of %d bytes, %v", i+1, e.size, err)
 				}
@@ -110,7 +116,10 @@ func TestUploadsUnderFaults(t *testing.T) {
 	fates := make(map[string]error)
 	var mu sync.Mutex
 	for round := range rounds {
+		lead := c.leader()
+		index := c.lastIndex(lead)
 		var wg sync.WaitGroup
+		var answered atomic.Int64
 		for u := range uploads {
 			key := fmt.Sprintf("large-%d-%d", round, u)
 			wg.Go(func() {
@@ -121,17 +130,21 @@ func TestUploadsUnderFaults(t *testing.T) {
 				mu.Lock()
 				fates[key] = err
 				mu.Unlock()
+				answered.Add(1)
 			})
 		}
-		lead, index := c.leader(), uint64(0)
-		index = c.lastIndex(lead)
 		parts := 1 + rand.Uint64N(size/packSize)
-		eventually(t, "no upload is under way", func() bool { return c.lastIndex(lead) >= index+parts })
+		eventually(t, "no upload is under way", func() bool { return c.lastIndex(lead) >= index+parts || answered.Load() == uploads })
 		faults[round]()
 		wg.Wait()
 	}
 	for key, fate := range fates {
-		e, err := c.nodes[c.leader()].read(key)
+		var e entry
+		var err error
+		eventually(t, key+" is neither there nor absent", func() bool {
+			e, err = c.nodes[c.leader()].read(key)
+			return err == nil || errors.Is(err, errNotFound)
+		})
 		there := err == nil
 		switch {
 		case there && valueOf(t, &e) != key+strings.Repeat("x", size):
@@ -150,8 +163,8 @@ func TestUploadsUnderFaults(t *testing.T) {
 // waits for an upload, no upload is lost.
 func TestUploadsAndSeals(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, 3)
-	ctx, cancel := context.WithTimeout(t.Context(), waitLimit)
+	c := newCluster(t, 3, electing(10), func(o *nodeOptions) { o.writeTimeout = waitLimit })
+	ctx, cancel := context.WithTimeout(t.Context(), 2*waitLimit)
 	defer cancel()
 	var uploads, seals sync.WaitGroup
 	done := make(chan struct{})
@@ -272,7 +285,7 @@ func TestSealAnswers(t *testing.T) {
 // After a seal every node shows the segments, whichever was asked.
 func TestSealIsSeenEverywhere(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, 3)
+	c := newCluster(t, 3, electing(10)) // for so long a seal waits for the others
 	for i := range 12 {
 		c.put(i%3, fmt.Sprint("key-", i), "v")
 		if err := c.nodes[i%3].seal(t.Context()); err != nil {
@@ -289,7 +302,7 @@ func TestSealIsSeenEverywhere(t *testing.T) {
 // A follower whose leader dies while it asks for a seal goes on with the next one.
 func TestSealWhileTheLeaderDies(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, 3)
+	c := newCluster(t, 3, electing(4))
 	lead := c.leader()
 	n := c.nodes[(lead+1)%3]
 	c.put(lead, "a", "1")

@@ -100,7 +100,7 @@ func TestDiskFullRefusesWrites(t *testing.T) {
 func TestFullDisksHandOver(t *testing.T) {
 	t.Parallel()
 	free, change := spaces()
-	c := newCluster(t, 3, change)
+	c := newCluster(t, 3, change, func(o *nodeOptions) { o.helloAfter = 50 * time.Millisecond })
 	acked, stop := c.load(4) // fails the test when a write is refused
 	defer stop()
 	c.goOn(acked, 50)

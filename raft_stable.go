@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -158,9 +159,9 @@ func makeStable(path string) error {
 	}
 	s := &stableStore{path: path, db: db}
 	for range 4 { // so that each page later commits take turns on has its place on the disk, should it fill up
-		err = errors.Join(err, s.save(vote{}))
+		err = cmp.Or(err, s.save(vote{}))
 	}
-	if err = errors.Join(err, s.close()); err != nil {
+	if err = cmp.Or(err, s.close()); err != nil {
 		return err
 	}
 	if err := os.Rename(temp, path); err != nil {

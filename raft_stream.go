@@ -203,7 +203,10 @@ func (t *streamTable) to(ctx context.Context, addr string, packs bool) (*peerStr
 	}
 	t.streams[key] = s
 	t.mu.Unlock()
-	t.n.done.Go(func() { s.receive(conn) })
+	if !t.n.done.Go(func() { s.receive(conn) }) {
+		conn.Close()
+		return nil, errClosed
+	}
 	return s, nil
 }
 
@@ -263,10 +266,12 @@ func (n *node) streamLoop(l net.Listener) {
 		if err != nil {
 			return
 		}
-		n.done.Go(func() {
+		if !n.done.Go(func() {
 			defer conn.Close()
 			n.serveStream(conn)
-		})
+		}) {
+			conn.Close()
+		}
 	}
 }
 
@@ -279,11 +284,13 @@ func (n *node) serveStream(conn net.Conn) {
 	out := &frameWriter{conn: conn}
 	packs := make(chan streamFrame, packFlights)
 	defer close(packs)
-	n.done.Go(func() {
+	if !n.done.Go(func() {
 		for f := range packs {
 			n.servePack(out, f)
 		}
-	})
+	}) {
+		return
+	}
 	for {
 		f, err := readStreamFrame(in)
 		if err != nil {

@@ -151,6 +151,7 @@ func TestHangingDiskIsNotReady(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, 1)
 	n := c.nodes[c.leader()]
+	c.key(0) // its entry is the last that a leader writes by itself
 	eventually(t, "the node is ready", func() bool { return n.status().ready })
 	n.log.busy.Store(-int64(2 * hangsAfter)) // since before it was opened
 	if st := n.status(); st.ready || !st.diskHangs {
@@ -238,7 +239,7 @@ func TestDivergenceStopsNode(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			c := newCluster(t, 3)
+			c := newCluster(t, 3, electing(4))
 			lead := c.leader()
 			bad := (lead + 1) % 3
 			c.put(lead, "a", "1")
@@ -250,9 +251,13 @@ func TestDivergenceStopsNode(t *testing.T) {
 			n.store.mu.Unlock()
 			c.put(lead, "b", "3")
 			eventually(t, "the follower lags", func() bool { return n.store.size() == 3 })
-			if err := c.nodes[lead].seal(t.Context()); err != nil {
-				t.Fatal(err)
-			}
+			eventually(t, "it is not sealed", func() bool {
+				err := c.nodes[lead].seal(t.Context())
+				if err != nil && !unsettled(err) {
+					t.Fatal(err)
+				}
+				return err == nil
+			})
 			err := receive(t, n.failed(), "the diverged follower stops")
 			if !errors.Is(err, errDiverged) || errors.Is(err, errRestart) || !strings.Contains(err.Error(), row.want) {
 				t.Errorf("the node ends with %v, want errDiverged with %q", err, row.want)
@@ -385,7 +390,7 @@ func TestRandomKills(t *testing.T) {
 func TestCloseWithFullDisk(t *testing.T) {
 	t.Parallel()
 	var full atomic.Bool
-	c := newNodes(t, 2)
+	c := newNodes(t, 2, electing(4))
 	c.nodes[1].o.storeFault = func(step string) error {
 		if full.Load() && step == "before write segment" {
 			return syscall.ENOSPC
@@ -424,4 +429,43 @@ func TestCloseWithFullDisk(t *testing.T) {
 	}
 	full.Store(false)
 	c.start(1)
+}
+
+// What handlers of requests start while a node closes is waited for, or does not
+// start: the store and the log are closed then.
+func TestNothingStartsAfterClose(t *testing.T) {
+	t.Parallel()
+	var g goroutines
+	var started, ran atomic.Int64
+	var handlers sync.WaitGroup
+	for range 4 {
+		handlers.Go(func() {
+			for g.Go(func() { ran.Add(1) }) {
+				started.Add(1)
+			}
+		})
+	}
+	eventually(t, "some have started", func() bool { return started.Load() > 100 })
+	g.Wait()
+	atWait := ran.Load()
+	handlers.Wait()
+	if ran.Load() != atWait || started.Load() != atWait {
+		t.Errorf("%d ran, %d of them before the end of Wait, and %d started", ran.Load(), atWait, started.Load())
+	}
+	g.Wait() // again
+
+	c := newCluster(t, 1)
+	c.put(0, "a", "1")
+	n := c.nodes[0].node
+	c.stop(0)
+	defer c.start(0)
+	var rounds sharedRounds[int]
+	_, err := rounds.join(t.Context(), n, func() (int, error) { return 0, errors.New("a round after the node closed") })
+	if !errors.Is(err, errClosed) {
+		t.Errorf("a round ends with %v, want errClosed", err)
+	}
+	large := &request{ops: []operation{{kind: opPut, key: []byte("a"), value: make([]byte, packSize)}}}
+	if err := n.submitAsync(large, nil); !errors.Is(err, errNotApplied) {
+		t.Errorf("a large write ends with %v, want errNotApplied", err)
+	}
 }

@@ -312,8 +312,8 @@ func (c *s3Client) networkError(ctx context.Context, call *s3Call, err error) *s
 		err = ue.Err // url.Error repeats the URL
 	}
 	e.message = err.Error()
-	if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrExist) {
-		e.cause = err
+	if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrExist) && !errors.Is(err, io.ErrUnexpectedEOF) {
+		e.cause = err // else it would pass for what an object is, or where it ends
 	}
 	var dns *net.DNSError
 	var late net.Error

@@ -97,7 +97,7 @@ func newS3Server(t *testing.T) *s3Server {
 }
 
 // fault scripts what goes wrong with the next requests of op whose key holds a
-// text. Before anything is done: "503", "500", "html503", "hang", "drop", "301",
+// text. Before anything is done: "503", "500", "403", "html503", "hang", "drop", "301",
 // "html", "error200", "409", "noetag". After it is done: "lost". With the answer to get: "truncate",
 // "trickle", "flip", "swap:<other key>", "empty", "whole" (Range ignored), "encoded".
 func (s *s3Server) fault(op s3Op, key, kind string, times int) {
@@ -315,6 +315,8 @@ func (s *s3Server) failEarly(a *s3Answer, r *http.Request, fault string) bool {
 		a.wrong(r, &s3Wrong{503, "SlowDown", ""})
 	case "500":
 		a.wrong(r, &s3Wrong{500, "InternalError", ""})
+	case "403":
+		a.wrong(r, &s3Wrong{403, "AccessDenied", ""})
 	case "409":
 		a.wrong(r, &s3Wrong{409, "ConditionalRequestConflict", ""})
 	case "301":

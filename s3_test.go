@@ -432,6 +432,13 @@ func TestS3Resume(t *testing.T) {
 		t.Errorf("parts are %q, want %q", parts, want)
 	}
 
+	s.fault(s3Get, "k", "truncate", 100) // which says nothing of where the object ends
+	_, err = (bucketStore{c}).read(t.Context(), "k", 0, int64(len(body)))
+	if s3Wants(t, err, codeNetwork, nil, "k"); errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("a connection that broke passes for an object that ends: %v", err)
+	}
+	s.heal()
+
 	s.fault(s3Get, "k", "truncate", 1)
 	r, err := c.get(t.Context(), s3Read{key: "k"})
 	if err != nil {

@@ -57,6 +57,7 @@ type store struct {
 	files    fileCache
 	cold     coldState
 	scrub    scrubState
+	repairs  sync.Mutex // held while a damaged run is built again
 	lists    sync.Mutex // serialises changes of the list of runs, in ledger.db and in index
 	flushing sync.Mutex // held while a part goes to the disk
 
@@ -89,6 +90,7 @@ type storeOptions struct {
 
 	objects      objectStore   // where archived segments lie; nil = nothing is archived
 	objectPrefix string        // before the cluster's folder in there: "" or with a slash at its end
+	unreadable   func(error)   // called when the bucket answers readers no more
 	cacheSize    int64         // bytes of memory for what was read from objects
 	dropAge      time.Duration // after sealing, before the local copy of an archived segment may go
 	localMax     int64         // bytes of segment files above which the oldest archived ones go; 0 = no limit
@@ -219,6 +221,9 @@ func (s *store) recover(state *durableState) error {
 			return err
 		}
 		built, rerr := s.rebuild(broken.info, state.segments)
+		if rerr == nil {
+			rerr = s.noteRebuilt(broken.info, built)
+		}
 		if rerr != nil {
 			return errors.Join(err, rerr)
 		}

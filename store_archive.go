@@ -40,25 +40,35 @@ func (s *store) tierOnce(now time.Time) {
 		if s.running() != nil {
 			return
 		}
-		s.tellKept(info, err)
-		if errors.Is(err, errArchiveUnavailable) {
+		wait := keptFor(err)
+		s.tellKept(info, err, now.Add(wait))
+		if errors.Is(err, errArchiveUnavailable) && wait == 0 {
 			return
 		}
 	}
 }
 
-// tellKept logs once why a file stays that was to go. One with a damaged object is
-// left alone for wrongObjectWait: to find that out takes reading all of it.
-func (s *store) tellKept(info segmentInfo, err error) {
+// keptFor returns for how long to leave alone what could not be dropped. To find out
+// that its object and its file differ takes reading all of both.
+func keptFor(err error) time.Duration {
+	var e *archiveError
+	switch {
+	case errors.Is(err, errArchiveCorrupt), errors.Is(err, errCorrupt):
+		return wrongObjectWait
+	case errors.As(err, &e) && e.refused():
+		return refusedWait
+	}
+	return 0
+}
+
+// tellKept notes until when a file that was to go is left alone, and logs why, once.
+func (s *store) tellKept(info segmentInfo, err error, until time.Time) {
 	c := &s.cold
 	c.mu.Lock()
 	_, known := c.kept[info.first]
 	delete(c.kept, info.first)
-	switch {
-	case errors.Is(err, errArchiveCorrupt):
-		c.kept[info.first] = time.Now().Add(wrongObjectWait)
-	case err != nil:
-		c.kept[info.first] = time.Time{}
+	if err != nil {
+		c.kept[info.first] = until
 	}
 	c.mu.Unlock()
 	if err != nil && !known {

@@ -135,7 +135,7 @@ const maxColdOpen = 2048
 // openColdState prepares the reading of cold segments.
 func (s *store) openColdState(state *durableState) {
 	c := &s.cold
-	c.objects, c.metrics, c.logger = s.o.objects, s.o.metrics, s.o.logger
+	c.objects, c.metrics, c.logger, c.failed = s.o.objects, s.o.metrics, s.o.logger, s.o.unreadable
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.cache.limit, c.cache.bytes = s.o.cacheSize, &s.o.metrics.cold.cacheBytes
 	c.firsts, c.pinned, c.open = make(map[uint64]bool), make(map[uint64]bool), make(map[uint64]*segmentFile)
@@ -224,6 +224,32 @@ func (s *store) remakeCold(info segmentInfo, cause error) (*coldRecord, error) {
 	return r, s.ledger.update(func(t ledgerTx) error { return t.putCold(info.first, r) })
 }
 
+// repacked tells whether the object of a cold segment was put again by another packer:
+// its name says what is in it, and not how long its members are. Then the record is
+// of the new one.
+func (s *store) repacked(info segmentInfo) bool {
+	old, err := s.ledger.coldRecord(info)
+	if err != nil {
+		return false // openCold makes it again
+	}
+	info.object = old.object
+	r, err := s.readColdRecord(info)
+	if err != nil || slices.Equal(r.table.ends, old.table.ends) {
+		return false
+	}
+	s.cold.moving.Lock()
+	defer s.cold.moving.Unlock()
+	if !s.isCold(info.first) {
+		return false
+	}
+	if err := s.changeCold("write cold record", func(t ledgerTx) error { return t.putCold(info.first, r) }); err != nil {
+		return false
+	}
+	s.setCold(info, true)
+	s.o.logger.Warn("the object of a cold segment was packed again", "segment", info.id(), "object", s.objectKey(info))
+	return true
+}
+
 // objectOf returns the name of a segment's object as the manifest has it now, ""
 // while it is not archived.
 func (s *store) objectOf(info segmentInfo) string {
@@ -255,7 +281,7 @@ func (s *store) openObject(info segmentInfo) (*packedObject, error) {
 	}
 	p, err := openPacked(info.object, int64(info.size), size, func(from, size int64) ([]byte, error) { return s.cold.read(key, from, size) })
 	if errors.Is(err, errPacked) {
-		err = damagedObject(key, err)
+		err = s.cold.damaged(key, err)
 	}
 	if err != nil {
 		return nil, err

@@ -252,7 +252,7 @@ func TestColdGet(t *testing.T) {
 	want := make(map[string]string)
 	filler := randomText(r, 4<<20) // beyond what gzip looks back
 	most := int64(64 << 20)
-	if testing.Short() {
+	if testing.Short() || raceDetector {
 		most = 8 << 20
 	}
 	for i := 0; h.store.pending.bytes < most; {
@@ -414,7 +414,10 @@ func TestColdDamaged(t *testing.T) {
 }
 
 // adopt installs a snapshot of from, leaving what is archived in the bucket.
-func (h *harness) adopt(from *harness) error {
+func (h *harness) adopt(from *harness) error { return h.adoptWhile(from, func() {}) }
+
+// adoptWhile is adopt; fetched is called before the checkpoint is installed.
+func (h *harness) adoptWhile(from *harness, fetched func()) error {
 	h.fsm.fetch = func(s *snapshot) ([]fetchedSegment, error) {
 		var got []fetchedSegment
 		for _, info := range s.segments {
@@ -430,6 +433,7 @@ func (h *harness) adopt(from *harness) error {
 			}
 			got = append(got, f)
 		}
+		fetched()
 		return got, nil
 	}
 	return h.fsm.Restore(io.NopCloser(bytes.NewReader(from.snapshot())))
@@ -467,6 +471,34 @@ func TestAdoptCold(t *testing.T) {
 		sameReads(t, newcomer.store, warm.store)
 		newcomer.reopen()
 	}
+}
+
+// TestAdoptColdUnavailable: a bucket that goes away while a checkpoint is installed
+// changes nothing; when it is back the next try goes on.
+func TestAdoptColdUnavailable(t *testing.T) {
+	t.Parallel()
+	h, warm, s := coldHarness(t)
+	h.sealNow()
+	warm.fsm.ApplyBatch(h.log)
+	warm.settle()
+	newcomer := newHarness(t)
+	newcomer.useObjects(h.store.o.objects, 0) // nothing is read twice from memory
+	newcomer.fsm.fail = func(err error) { t.Errorf("the node ends: %v", err) }
+	install := func() error {
+		return newcomer.adoptWhile(h, func() {
+			newcomer.store.forgetAhead() // the tree is to be made in install
+			s.fault(s3Get, "", "503", 1)
+		})
+	}
+	wantError(t, install(), errArchiveUnavailable)
+	if size := newcomer.store.durable.Load().at.size; size != 0 {
+		t.Errorf("D is at %d entries", size)
+	}
+	s.heal()
+	eventually(t, "the bucket is not asked again", func() bool { return newcomer.adopt(h) == nil })
+	newcomer.log = h.log
+	checkStore(t, newcomer.store)
+	sameReads(t, newcomer.store, warm.store)
 }
 
 // goldenCold is the segment whose record is in testdata/cold-record-1.bin.

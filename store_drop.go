@@ -81,6 +81,9 @@ func (s *store) drop(info segmentInfo) error {
 	if errors.Is(err, errArchiveCorrupt) { // it may have been hit on the way
 		r, err = s.coldRecordOf(info)
 	}
+	if errors.Is(err, errCorrupt) { // the file, probably
+		err = errors.Join(err, s.mend(info))
+	}
 	if err != nil {
 		return fmt.Errorf("segment %s: %w", info.id(), err)
 	}
@@ -123,7 +126,7 @@ func (s *store) coldRecordOf(info segmentInfo) (*coldRecord, error) {
 	defer f.close()
 	w := &compareWriter{ctx: s.cold.ctx, file: f.src.section(0, f.size, false), pacer: pacer{time.Now()}}
 	if err := p.unpack(0, w); errors.Is(err, errPacked) {
-		return nil, damagedObject(s.objectKey(info), err)
+		return nil, s.cold.damaged(s.objectKey(info), err)
 	} else if err != nil {
 		return nil, err
 	}
@@ -258,7 +261,7 @@ func (s *store) readAdopted(info segmentInfo) (*coldRecord, *segmentContents, er
 	}
 	c, err := contentsOf(f, info)
 	if errors.Is(err, errCorrupt) { // what the name commits to is not this segment
-		err = damagedObject(f.name, err)
+		err = s.cold.damaged(f.name, err)
 	}
 	return r, c, err
 }
@@ -283,6 +286,8 @@ func (s *store) unpin(infos []segmentInfo) error {
 
 // changePins changes the pins of segments, in ledger.db and then in memory.
 func (s *store) changePins(infos []segmentInfo, change func(t ledgerTx, key []byte) error, pinned bool) error {
+	s.cold.moving.Lock() // a drop under way has gone before, or sees the pin
+	defer s.cold.moving.Unlock()
 	err := s.changeCold("change pins", func(t ledgerTx) error {
 		for _, info := range infos {
 			if err := change(t, binary.BigEndian.AppendUint64(nil, info.first)); err != nil {

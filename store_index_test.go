@@ -180,7 +180,11 @@ func TestIndexModel(t *testing.T) {
 	m, dir := newIndexModel(t), t.TempDir()
 	x := mustOpenIndex(t, dir, nil)
 	m.check(t, x, 10)
-	for range 70 {
+	grown := 70
+	if raceDetector {
+		grown = 25
+	}
+	for range grown {
 		if err := x.add(mustWriteRun(t, dir, 0, m.grow(1+m.rnd.IntN(300)))); err != nil {
 			t.Fatal(err)
 		}

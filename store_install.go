@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 )
 
 // fetchedSegment is a segment that came from another node, with its run.
@@ -141,18 +142,38 @@ func (s *store) writeFetched(info segmentInfo, body func(io.Writer) error) error
 	return nil
 }
 
+// errFetching says that a snapshot cannot be installed yet because segments are
+// still on their way to the disk; the leader will offer it again.
+var errFetching = errors.New("still fetching segments")
+
+// installPatience is how long install waits for segments that are being sealed.
+const installPatience = 2 * time.Second
+
 // install moves D to at, with the agreed segments, of which those beyond this node's
 // D are in fetched. It is called by the apply goroutine. The pending segment goes: its entries are
-// in the new segments. A crash before the transaction leaves the old D.
+// in the new segments. While the disk takes those that are being sealed it waits for
+// them, but not for long: Raft waits with it. A crash before the transaction leaves
+// the old D.
 func (s *store) install(at checkpoint, agreed []segmentInfo, fetched []fetchedSegment, window []chunk) error {
+	late := false // guarded by mu
+	timer := time.AfterFunc(installPatience, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		late = true
+		s.drained.Broadcast()
+	})
 	s.mu.Lock()
-	for len(s.sealing) > 0 && !s.stopped {
+	for len(s.sealing) > 0 && !s.stopped && !late {
 		s.drained.Wait()
 	}
-	stopped := s.stopped
+	stopped, sealing := s.stopped, len(s.sealing)
 	s.mu.Unlock()
-	if stopped {
+	timer.Stop()
+	switch {
+	case stopped:
 		return errors.New("store is closed")
+	case sealing > 0:
+		return fmt.Errorf("%w: %d segments are still being sealed", errFetching, sealing)
 	}
 	s.lists.Lock()
 	defer s.lists.Unlock()

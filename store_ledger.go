@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -175,7 +176,7 @@ func makeLedger(path string) error {
 	err = l.update(func(t ledgerTx) error {
 		return t.put(bucketMeta, keyFormat, binary.BigEndian.AppendUint32(nil, ledgerFormat))
 	})
-	if err := errors.Join(err, l.close()); err != nil {
+	if err := cmp.Or(err, l.close()); err != nil {
 		return err
 	}
 	if err := os.Rename(temp, path); err != nil {

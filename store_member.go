@@ -156,8 +156,7 @@ func (b *coldBytes) readOne(i int) ([]byte, error) {
 	}
 	raw, err := b.table.unpackMember(i, packed)
 	if err != nil {
-		b.c.metrics.cold.corrupt.add(1)
-		return nil, damagedObject(b.key, err)
+		return nil, b.c.damaged(b.key, err)
 	}
 	return raw, nil
 }
@@ -268,7 +267,7 @@ func (s *store) openFar(info segmentInfo) (io.ReadSeekCloser, error) {
 	if b, ok := f.src.(*coldBytes); ok {
 		size, err := s.cold.size(b.key)
 		if want := b.table.objectSize(); err == nil && size != want {
-			err = damagedObject(b.key, fmt.Errorf("it has %d bytes, want %d", size, want))
+			err = s.cold.damaged(b.key, fmt.Errorf("it has %d bytes, want %d", size, want))
 		}
 		if err != nil {
 			return nil, err

@@ -225,9 +225,13 @@ func (s *store) fetchAgain(info segmentInfo) error {
 	return err
 }
 
-// mendCold gets the file of a cold segment whose object is damaged from another
-// node, or finds the object sound.
+// mendCold finds the object of a cold segment packed in another way, gets the file
+// from another node, or finds the object sound.
 func (s *store) mendCold(info segmentInfo) error {
+	if s.repacked(info) {
+		s.noteMended(segmentName(info))
+		return nil
+	}
 	err := s.refetchCold(info, true)
 	if err != nil {
 		cerr := s.copyCold(info, io.Discard)

@@ -20,6 +20,9 @@ var (
 	errArchiveCorrupt = errors.New("archived object is damaged")
 	// errArchiveUnavailable: the bucket does not answer, or refuses.
 	errArchiveUnavailable = errors.New("the archive cannot be read now")
+	// errObjectRefused is wrapped by what an objectStore returns in place of an object
+	// that it has and does not give.
+	errObjectRefused = errors.New("the object is refused")
 	// errNoBucket: nothing can be archived, or read, because no bucket is configured.
 	errNoBucket = errors.New("no bucket is configured: storage.s3.bucket is empty")
 )
@@ -38,13 +41,22 @@ func (e *archiveError) Error() string {
 
 func (e *archiveError) Unwrap() error { return e.kind }
 
+// refused tells whether the bucket answers, and does not give this object: it lies in
+// a storage class that cannot be read, or its key is encrypted or forbidden.
+func (e *archiveError) refused() bool {
+	return errors.Is(e.cause, errObjectRefused)
+}
+
 const (
-	objectPatience = 15 * time.Second // for one read
+	objectPatience = 15 * time.Second // for one read, and the time of its bytes at objectSlowRate
+	objectSlowRate = 256 << 10        // bytes a second
 	objectRest     = time.Second      // after a bucket did not answer, before it is asked again
 
 	// wrongObjectWait is how long an object with wrong bytes is left alone by who
 	// would have to read all of it again.
 	wrongObjectWait = time.Hour
+	// refusedWait is the same for one that the bucket does not give.
+	refusedWait = 5 * time.Minute
 )
 
 // objectReader reads objects of this cluster.
@@ -53,6 +65,7 @@ type objectReader struct {
 	ctx     context.Context
 	metrics *metrics
 	logger  *slog.Logger
+	failed  func(error) // called when the bucket answers no more; nil = by nobody
 
 	mu       sync.Mutex
 	down     *archiveError // how the last read ended, if nothing was answered since it began
@@ -64,7 +77,7 @@ type objectReader struct {
 // read returns size bytes of an object from offset from on.
 func (o *objectReader) read(key string, from, size int64) ([]byte, error) {
 	var b []byte
-	err := o.ask(key, func(ctx context.Context) (err error) {
+	err := o.ask(key, size, func(ctx context.Context) (err error) {
 		b, err = o.objects.read(ctx, key, from, size)
 		if err == nil && int64(len(b)) != size {
 			err = fmt.Errorf("%w: got %d bytes from byte %d, want %d", errPacked, len(b), from, size)
@@ -82,16 +95,16 @@ func (o *objectReader) read(key string, from, size int64) ([]byte, error) {
 
 // size returns the size of an object.
 func (o *objectReader) size(key string) (n int64, err error) {
-	err = o.ask(key, func(ctx context.Context) (err error) {
+	err = o.ask(key, 0, func(ctx context.Context) (err error) {
 		n, err = o.objects.size(ctx, key)
 		return err
 	})
 	return n, err
 }
 
-// ask has do ask the bucket. While it answers nobody, one caller at a time finds out
+// ask has do ask the bucket for so many bytes. While it answers nobody, one caller at a time finds out
 // whether it does again, and the others are told at once.
-func (o *objectReader) ask(key string, do func(context.Context) error) error {
+func (o *objectReader) ask(key string, size int64, do func(context.Context) error) error {
 	if o.objects == nil {
 		return &archiveError{errArchiveUnavailable, key, errNoBucket}
 	}
@@ -99,7 +112,7 @@ func (o *objectReader) ask(key string, do func(context.Context) error) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(o.ctx, objectPatience)
+	ctx, cancel := context.WithTimeout(o.ctx, objectPatience+time.Duration(size)*time.Second/objectSlowRate)
 	defer cancel()
 	o.metrics.cold.reads.add(1)
 	begun := time.Now()
@@ -108,7 +121,7 @@ func (o *objectReader) ask(key string, do func(context.Context) error) error {
 	switch {
 	case err == nil:
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, errPacked):
-		failed = damagedObject(key, err)
+		failed = o.damaged(key, err)
 	default:
 		failed = &archiveError{errArchiveUnavailable, key, err}
 		o.metrics.cold.unavailable.add(1)
@@ -120,8 +133,9 @@ func (o *objectReader) ask(key string, do func(context.Context) error) error {
 	return failed
 }
 
-// damagedObject returns the error of an object that is not what it should be.
-func damagedObject(key string, cause error) *archiveError {
+// damaged counts an object that is not what it should be, and returns its error.
+func (o *objectReader) damaged(key string, cause error) *archiveError {
+	o.metrics.cold.corrupt.add(1)
 	return &archiveError{errArchiveCorrupt, key, cause}
 }
 
@@ -148,7 +162,7 @@ func (o *objectReader) leave(probe bool, begun time.Time, failed *archiveError) 
 	}
 	before, now := o.down, time.Now()
 	switch {
-	case failed == nil || failed.kind != errArchiveUnavailable:
+	case failed == nil || failed.kind != errArchiveUnavailable || failed.refused():
 		o.down, o.answered = nil, now
 	case !o.answered.After(begun):
 		o.down, o.until = failed, now.Add(objectRest)
@@ -158,6 +172,9 @@ func (o *objectReader) leave(probe bool, begun time.Time, failed *archiveError) 
 	switch {
 	case before == nil && after != nil:
 		o.logger.Warn("the archive cannot be read", "object", after.object, "error", after.cause)
+		if o.failed != nil {
+			o.failed(after)
+		}
 	case before != nil && after == nil:
 		o.logger.Info("the archive can be read again")
 	}

@@ -26,6 +26,11 @@ func TestObjectsDown(t *testing.T) {
 		lost := errors.New("connection lost")
 		objects := &scriptedObjects{answers: make(map[string]chan error)}
 		o := &objectReader{objects: objects, ctx: t.Context(), metrics: new(metrics), logger: slog.New(slog.DiscardHandler)}
+		told := 0
+		o.failed = func(err error) {
+			told++
+			wantError(t, err, errArchiveUnavailable, "object nobody", "connection lost")
+		}
 		results := make(map[string]chan error)
 		begin := func(key string) {
 			objects.answers[key], results[key] = make(chan error), make(chan error, 1)
@@ -68,6 +73,9 @@ func TestObjectsDown(t *testing.T) {
 		begin("side by side")
 		end("all ask", nil)
 		end("side by side", nil)
+		if told != 1 {
+			t.Errorf("it is told %d times that the bucket does not answer", told)
+		}
 	})
 }
 

@@ -223,8 +223,7 @@ func (s *store) readMended(info segmentInfo) ([]indexRecord, error) {
 	return all, err
 }
 
-// rebuild writes a damaged run again from the segments it covers. If the new
-// file differs, as when a newer program writes it, ledger.db learns of it.
+// rebuild writes the file of a damaged run again from the segments it covers.
 func (s *store) rebuild(broken runInfo, segments []segmentInfo) (runInfo, error) {
 	s.o.logger.Warn("key index run is damaged, building it again from its segments", "run", broken.name())
 	parts := func(yield func(runPart, error) bool) {
@@ -234,11 +233,16 @@ func (s *store) rebuild(broken runInfo, segments []segmentInfo) (runInfo, error)
 			}
 		}
 	}
-	built, err := rebuildRun(context.Background(), filepath.Join(s.o.dir, indexDir), broken, parts, s.o.logger)
-	if err != nil || built == broken {
-		return built, err
+	return rebuildRun(context.Background(), filepath.Join(s.o.dir, indexDir), broken, parts, s.o.logger)
+}
+
+// noteRebuilt tells ledger.db of a run whose new file differs from the old one, as
+// when a newer program writes it.
+func (s *store) noteRebuilt(broken, built runInfo) error {
+	if built == broken {
+		return nil
 	}
-	return built, s.ledger.update(func(t ledgerTx) error { return t.replaceRuns([]runInfo{broken}, []runInfo{built}) })
+	return s.ledger.update(func(t ledgerTx) error { return t.replaceRuns([]runInfo{broken}, []runInfo{built}) })
 }
 
 // repaired calls look and, when it meets a damaged run, builds that run again
@@ -255,15 +259,24 @@ func repaired[T any](s *store, look func() (T, bool, error)) (T, bool, error) {
 	return v, ok, err
 }
 
-// repairRun builds a run again that turned out to be damaged while in use.
+// repairRun builds a run again that turned out to be damaged while in use. That may
+// take long, for its segments may be in the bucket, and nothing else waits for it.
 func (s *store) repairRun(broken runInfo) error {
-	s.lists.Lock()
-	defer s.lists.Unlock()
+	s.repairs.Lock()
+	defer s.repairs.Unlock()
 	if !slices.Contains(s.index.runs(), broken) {
 		return nil // somebody else repaired or merged it meanwhile
 	}
 	built, err := s.rebuild(broken, s.durable.Load().segments)
 	if err != nil {
+		return err
+	}
+	s.lists.Lock()
+	defer s.lists.Unlock()
+	if !slices.Contains(s.index.runs(), broken) {
+		return nil // as above, and the next start removes the file
+	}
+	if err := s.noteRebuilt(broken, built); err != nil {
 		return err
 	}
 	return s.index.swap(built)

@@ -407,6 +407,7 @@ func (s *store) growAhead(info segmentInfo, leaves []hash) error {
 	a.add(waitingSegment{info, leaves})
 	for next, ok := a.next(); ok; next, ok = a.next() {
 		if err := s.growNext(a.b, next); err != nil && !errors.Is(err, syscall.ENOSPC) {
+			a.add(next) // it could not be read, and takes its turn with what comes next
 			return err
 		}
 	}

@@ -426,7 +426,11 @@ func TestTreeDamaged(t *testing.T) {
 	t.Parallel()
 	small, large := newHarness(t), newHarness(t)
 	leaves := make(map[*harness][]hash)
-	for h, count := range map[*harness]int{small: 9_000, large: 66_000} {
+	many := 66_000
+	if raceDetector {
+		many = 10_000
+	}
+	for h, count := range map[*harness]int{small: 9_000, large: many} {
 		h.fillLedger(count)
 		h.sealNow()
 		leaves[h] = leavesOf(t, h.store)

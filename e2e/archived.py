@@ -6,14 +6,13 @@ A class that derives from Bucketed names a server; each of its tests has a bucke
 
 import base64
 import gzip
-import json
 import os
 import random
 import sys
 
 import helpers
 import proof
-from helpers import JSON, NDJSON, Scenario, cli, raw_path, sha256, wait_for
+from helpers import Scenario, cli, raw_path, sha256, wait_for
 from s3_client import Bucket
 from s3_servers import ACCESS_KEY, SECRET_KEY, Server
 from test_contract import Contract, Listener
@@ -40,7 +39,7 @@ class Bucketed(Scenario):
     def s3(self, **other):
         """[storage.s3] for this test's bucket; None takes a key out."""
         keys = {"bucket": self.bucket.name, "endpoint": self.server.url, "path_style": True, "region": "us-east-1", "prefix": "test/scribe",
-                "access_key_id": ACCESS_KEY, "secret_access_key": SECRET_KEY, "timeout_secs": 5, "max_retries": 1, **other}
+                "access_key_id": ACCESS_KEY, "secret_access_key": SECRET_KEY, "timeout_secs": 30, "max_retries": 1, **other}
         return {k: v for k, v in keys.items() if v is not None}
 
     def archiving(self, n=3, s3=None, start=True, storage=None, **tiering):
@@ -51,13 +50,13 @@ class Bucketed(Scenario):
 
     def archive(self, c):
         """Everything sealed, and every segment in the bucket; the manifest."""
-        self.expect(c.leader().post("/cluster/seal"), 200)
+        self.expect(self.done(c.leader(), "POST", "/cluster/seal"), 200)
 
         def done():
             reply = c.running()[0].post("/cluster/archive", timeout=60)
             if reply.status == 200 and (told := reply.json())["archived_segments"] == told["segments"]:
                 return segments(c.running()[0])
-        return wait_for("all is archived", done, 60)
+        return wait_for("all is archived", done, 180)
 
     def make_cold(self, c, nodes=None):
         """Archive everything and drop the local copies of nodes (default all): at least 95 % of the bytes are cold."""
@@ -94,7 +93,7 @@ def cold_share(node):
     return sum(size for size, state in bytes_of if state == "cold") / max(1, whole)
 
 
-def wait_cold(nodes, share=0.95, timeout=60):
+def wait_cold(nodes, share=0.95, timeout=180):
     """Wait until that share of the ledger is cold on each of nodes."""
     for node in nodes:
         wait_for(f"{share:.0%} of node {node.number} is cold", lambda: cold_share(node) >= share, timeout, 0.1)
@@ -109,19 +108,18 @@ class Written:
         self.first = node.size()
         self.lines(node, count)
         for key, value in (("large", self.rng.randbytes(large)), ("empty", b""), ("a//b", b"\0\xff"), ("gone", b"for now")):
-            self.note(test.expect(node.put(raw_path(key), value), (200, 201)).json(), value)
-        self.note(test.expect(node.delete("/gone"), 200).json(), b"")
+            self.note(test.expect(test.done(node, "PUT", raw_path(key), value), (200, 201)).json(), value)
+        self.note(test.expect(test.done(node, "DELETE", "/gone"), 200).json(), b"")
         self.last = node.size()
 
     def lines(self, node, count):
         """count values of about 150 bytes under a third as many keys, by batches that become a segment each."""
         for start in range(0, count, 300):
             values = {i: self.rng.randbytes(50 + self.rng.randrange(50)).hex() for i in range(start, min(start + 300, count))}
-            body = b"".join(json.dumps({"op": "put", "key": f"k{i % (count // 3)}", "value": v}).encode() + b"\n" for i, v in values.items())
-            answers = self.test.expect(node.post("/batch", body, NDJSON), 200).lines()
-            for entry, value in zip(answers, values.values(), strict=True):
+            entries = self.test.batch(node, [{"op": "put", "key": f"k{i % (count // 3)}", "value": v} for i, v in values.items()])
+            for entry, value in zip(entries, values.values(), strict=True):
                 self.note(entry, value.encode())
-            self.test.expect(node.post("/cluster/seal"), 200)
+            self.test.expect(self.test.done(node, "POST", "/cluster/seal"), 200)
 
     def note(self, entry, value):
         self.entries[entry["seq"]] = entry["key"], value, entry["op"]
@@ -134,8 +132,8 @@ class Written:
         self.check_ranges(node)
         self.check_lists(node)
         self.check_tree(node)
-        cold = [s for s in segments(node) if s["state"] == "cold"]
-        self.test.assertEqual(node.get("/metrics").json()["cold"]["segments"], len(cold))
+        wait_for("/metrics counts the cold segments", lambda: node.get("/metrics").json()["cold"]["segments"]
+                 == sum(s["state"] == "cold" for s in segments(node)))
 
     def check_entry(self, node, seq):
         """One entry: GET, HEAD, as of then, history, proof."""
@@ -181,7 +179,7 @@ class Written:
             test.assertEqual((entry["key"], value, entry["op"]), self.entries[entry["seq"]])
         test.assertEqual(len(told), self.last - self.first)
         stream = Listener(node)
-        wait_for("the stream of all entries", lambda: len(stream.got) >= self.last, 30)
+        wait_for("the stream of all entries", lambda: len(stream.got) >= self.last)
         test.assertEqual(stream.seqs()[:self.last], list(range(self.last)))
         keys, after = [], ""
         while after is not None:
@@ -207,14 +205,13 @@ class Written:
         test = self.test
         newest = {key: seq for seq, (key, _, op) in self.entries.items()}
         cold = newest["k1"]
-        test.expect(node.put("/k1", b"x", {"If-None-Match": "*"}), 412, "precondition_failed")
-        test.expect(node.put("/k1", b"x", {"If-Match": f'"{cold + 1}"'}), 412, "precondition_failed")
-        self.note(test.expect(node.put("/k1", b"new", {"If-Match": f'"{cold}"'}), 200).json(), b"new")
-        test.expect(node.delete("/gone"), 404)
-        self.note(test.expect(node.put("/gone", b"back", {"If-None-Match": "*"}), (200, 201)).json(), b"back")
+        test.expect(test.done(node, "PUT", "/k1", b"x", {"If-None-Match": "*"}), 412, "precondition_failed")
+        test.expect(test.done(node, "PUT", "/k1", b"x", {"If-Match": f'"{cold + 1}"'}), 412, "precondition_failed")
+        self.note(test.expect(test.done(node, "PUT", "/k1", b"new", {"If-Match": f'"{cold}"'}), 200).json(), b"new")
+        test.expect(test.done(node, "DELETE", "/gone"), 404)
+        self.note(test.expect(test.done(node, "PUT", "/gone", b"back", {"If-None-Match": "*"}), (200, 201)).json(), b"back")
         ops = [{"op": "put", "key": "k2", "value": "two", "if_seq": newest["k2"]}, {"op": "delete", "key": "k3"}]
-        told = test.expect(node.post("/batch", json.dumps({"ops": ops}).encode(), JSON), 200).json()["results"]
-        for entry, value in zip(told, (b"two", b""), strict=True):
+        for entry, value in zip(test.batch(node, ops), (b"two", b""), strict=True):
             self.note(entry, value)
         test.assertEqual(test.expect(node.get("/k1"), 200).body, b"new")
         self.last = node.size()

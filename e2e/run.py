@@ -18,7 +18,7 @@ import time
 import helpers
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-LIMIT = 3600 if helpers.LONG else 300  # seconds for one script
+LIMIT = 3600 if helpers.LONG else 900  # seconds for one script
 
 
 def run_script(path, output):

@@ -43,7 +43,7 @@ class Cold:
         for node in (c.followers()[0], c.leader()):
             node.kill()
             shutil.rmtree(node.data)
-            self.expect(c.leader().put("/meanwhile", b"%d" % node.number), (200, 201))
+            self.expect(self.done(c.leader(), "PUT", "/meanwhile", b"%d" % node.number), (200, 201))
             for _ in range(10 if LONG else 2):  # in the middle of taking over
                 node.start()
                 time.sleep(random.random() * 0.6)
@@ -91,7 +91,7 @@ class Tiering(Bucketed):
         written = Written(self, node)
         self.vkey_of(node)
         self.archive(c)
-        wait_for("room is made", lambda: self.local(node) <= limit, 30)
+        wait_for("room is made", lambda: self.local(node) <= limit)
         self.assertGreater(self.local(node), 0, "more went than had to")
         wanted = segments(node)[1:4]
         span = {"from": wanted[0]["first_seq"], "to": wanted[-1]["first_seq"]}
@@ -106,7 +106,7 @@ class Tiering(Bucketed):
         self.assertEqual(states(), ["archived"] * 3)
         node.kill()
         node.start().wait_ready()
-        wait_for("others went", lambda: self.local(node) <= limit, 30)
+        wait_for("others went", lambda: self.local(node) <= limit)
         self.assertEqual(states(), ["archived"] * 3)
         self.server.stop()
         try:  # what is pinned is read without the server
@@ -116,7 +116,7 @@ class Tiering(Bucketed):
         finally:
             self.server.start()
         prefetch(False)
-        wait_for("room is made again", lambda: self.local(node) <= limit, 30)
+        wait_for("room is made again", lambda: self.local(node) <= limit)
         written.check(node)
         check(self, c)
 

@@ -1,6 +1,7 @@
 """All nodes are lost, and a backup is not: its restore makes the same ledger again, whatever kills the programs on the way."""
 
 import hashlib
+import itertools
 import os
 import random
 import shutil
@@ -8,7 +9,7 @@ import subprocess
 import time
 
 import helpers
-from helpers import LONG, NDJSON, Scenario, binary, cli, raw_path
+from helpers import LONG, Scenario, binary, cli, raw_path
 from truth import segment_files
 
 
@@ -16,9 +17,8 @@ class Backup(Scenario):
     def fill(self, node, rounds=4, lines=3000):
         """Write rounds of entries, sealed after each; the ledger's size."""
         for k in range(rounds):
-            body = b"".join(b'{"op":"put","key":"k%d","value":"%s"}\n' % (i, hashlib.sha256(b"%d %d" % (k, i)).hexdigest().encode() * 8) for i in range(lines))
-            self.expect(node.post("/batch", body, NDJSON), 200)
-            self.expect(node.post("/cluster/seal"), 200)
+            self.batch(node, [{"op": "put", "key": f"k{i}", "value": hashlib.sha256(b"%d %d" % (k, i)).hexdigest() * 8} for i in range(lines)])
+            self.expect(self.done(node, "POST", "/cluster/seal"), 200)
         return node.size()
 
     def run_cli(self, *args, status=0):
@@ -47,7 +47,7 @@ class Backup(Scenario):
         key = c.nodes[0].get("/ledger/key").body.decode().strip()
         proof = c.nodes[0].get("/verify/k7?version=2").json()
         root = c.nodes[0].get(f"/ledger/consistency?from=1&to={size}").json()["to_root"]
-        self.expect(c.nodes[0].put("/late", b"lost"), 201)
+        self.expect(self.done(c.nodes[0], "PUT", "/late", b"lost"), 201)
         self.assertIn("another member of the cluster answers", self.refused_beside(c, to))
         c.kill()
         for node in c.nodes:
@@ -69,7 +69,7 @@ class Backup(Scenario):
         again = c.nodes[2].get("/verify/k7?version=2").json()
         self.assertEqual((again["seq"], again["leaf"]), (proof["seq"], proof["leaf"]))
         self.assertNotEqual(c.nodes[0].get("/ledger/key").body.decode().strip(), key)
-        self.expect(c.nodes[1].put("/new", b"x"), 201)
+        self.expect(self.done(c.nodes[1], "PUT", "/new", b"x"), 201)
         self.run_cli("audit", "--url", c.nodes[2].url, "--key", c.nodes[2].get("/ledger/key").body.decode().strip())
 
     def refused_beside(self, c, to):
@@ -100,16 +100,20 @@ class Backup(Scenario):
         with open(stopped, "w") as f:
             f.write(helpers.toml({**node.sections, "node": {**node.sections["node"], "data_dir": original}}))
         files = segment_files(node)
-        kills = 0
-        for _ in range(20 if LONG else 4):
+        rounds = kills = 0
+        until = time.monotonic() + 150
+        while rounds < (20 if LONG else 4) or kills <= 3 and time.monotonic() < until:
+            rounds, before = rounds + 1, kills
             half = os.path.join(c.folder, "half")
             shutil.rmtree(half, ignore_errors=True)
-            while self.killed(rng.uniform(0, took), "backup", "--config", stopped, "--to", half):
+            turns = itertools.count(4)  # each has more time than the one before, so that one comes to the end
+            while self.killed(rng.uniform(0, took * next(turns) / 4), "backup", "--config", stopped, "--to", half):
                 kills += 1
             self.assertIn(f"audited    6 segments, {size} entries", self.run_cli("audit", "--data", half))
 
             shutil.rmtree(node.data)
-            while self.killed(rng.uniform(0, 2 * took), "restore", "--config", node.config, "--from", half):
+            turns = itertools.count(8)
+            while self.killed(rng.uniform(0, took * next(turns) / 4), "restore", "--config", node.config, "--from", half):
                 kills += 1
                 if os.path.exists(os.path.join(node.data, "restore.json")):
                     node.start()
@@ -124,6 +128,8 @@ class Backup(Scenario):
                 self.assertEqual(node.get(raw_path(f"k{i}")).body.decode(), want)
             self.assertEqual(segment_files(node), files)
             self.assertEqual(node.stop(), 0)
+            if kills == before:
+                took /= 2  # the first run was slow
         print(f"{kills} kills", end=" ", flush=True)
         self.assertGreater(kills, 3)
 

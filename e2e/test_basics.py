@@ -8,7 +8,7 @@ import tempfile
 import time
 
 import helpers
-from helpers import JSON, NDJSON, Scenario, binary, cli, free_port, raw_path, sha256, wait_for
+from helpers import JSON, NDJSON, Scenario, binary, cli, free_port, raw_path, sha256, wait_for, within
 from truth import check
 
 
@@ -163,6 +163,10 @@ class CommandLine(Scenario):
         self.assertEqual({e["key"]: e["value"] for e in exported}, {f"i/{i:05d}": f"value {i}" for i in range(2000)})
 
     def test_no_arguments_serve_from_the_working_directory(self):
+        within(1.5, self.serve_from_the_working_directory)  # one node must be ready in under a second
+
+    def serve_from_the_working_directory(self):
+        """How long that takes."""
         with tempfile.TemporaryDirectory() as folder:
             port = free_port()
             env = {**os.environ, "SCRIBE_NETWORK_LISTEN_ADDR": f"127.0.0.1:{port}",
@@ -171,13 +175,13 @@ class CommandLine(Scenario):
             process = subprocess.Popen([binary()], cwd=folder, env=env, stdin=subprocess.DEVNULL,
                                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             try:
-                wait_for("ready", lambda: helpers.Client(port).get("/health").status == 200, 10, 0.01)
+                wait_for("ready", lambda: helpers.Client(port).get("/health").status == 200, interval=0.01)
                 took = time.monotonic() - start
                 self.assertTrue(os.path.isdir(os.path.join(folder, "data")))
-                self.assertLess(took, 1.5, "one node must be ready in under a second")
             finally:
                 process.terminate()
-                self.assertEqual(process.wait(20), 0)
+                self.assertEqual(process.wait(60), 0)
+        return took
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ class Faults(Nodes):
             self.expect(node.post("/cluster/seal"), 200)
         for name, node in nodes.items():
             with self.subTest(name):
-                wait_for(f"{name} in /health", lambda: re.search(faults[name][2], self.archive_check(node)), 15)
+                wait_for(f"{name} in /health", lambda: re.search(faults[name][2], self.archive_check(node)))
         time.sleep(2)  # for more attempts, which are to be silent
         for name, node in nodes.items():
             with self.subTest(name):
@@ -113,25 +113,25 @@ class Faults(Nodes):
             node.wait_ready()
             self.expect(node.put("/k", b"v"), 201)
             self.expect(node.post("/cluster/seal"), 200)
-            wait_for("it is named", lambda: re.search("has no bucket|difference of", self.archive_check(node)), 15)
+            wait_for("it is named", lambda: re.search("has no bucket|difference of", self.archive_check(node)))
         later.make()
         proxy.answer = None
         for node in nodes:
-            wait_for("it is archived", lambda: [s["state"] for s in segments(node)] != ["local"], 30)
-            wait_for("it is well", lambda: not re.search("has no bucket|difference of", self.archive_check(node)), 15)
+            wait_for("it is archived", lambda: [s["state"] for s in segments(node)] != ["local"])
+            wait_for("it is well", lambda: not re.search("has no bucket|difference of", self.archive_check(node)))
 
     def test_the_bucket_of_another_cluster(self):
         """A cluster that was begun anew in place of a lost one, under its name: nothing of either is touched."""
         first = self.archiving(1)
         self.expect(first.nodes[0].put("/k", b"of the first"), 201)
         self.archive(first)
-        wait_for("a manifest", lambda: any("/manifests/" in key for key in self.bucket.objects()), 15)
+        wait_for("a manifest", lambda: any("/manifests/" in key for key in self.bucket.objects()))
         first.nodes[0].stop()
         before = self.bucket.objects()
         second = self.node_with({}, {}).wait_ready()
         self.expect(second.put("/k", b"of the second"), 201)
         self.expect(second.post("/cluster/seal"), 200)
-        wait_for("it is named", lambda: "another cluster" in self.archive_check(second), 15)
+        wait_for("it is named", lambda: "another cluster" in self.archive_check(second))
         self.expect(second.post("/cluster/archive"), 503)
         self.assertEqual(len(self.loud(second)), 1, self.loud(second))
         self.assertEqual({k: v for k, v in self.bucket.objects().items() if k in before or "/segments/" in k}, before)

@@ -401,7 +401,7 @@ class Faults:
             node.start().wait_ready(60)
 
     def rotate(self):
-        keys = [self.test.expect(n.post("/cluster/rotate-key"), 200).json()["key"] for n in self.some(most=2)]
+        keys = [self.test.expect(self.test.done(n, "POST", "/cluster/rotate-key"), 200).json()["key"] for n in self.some(most=2)]
         for node in self.cluster.nodes:
             wait_for("the new key", lambda: node.get("/ledger/key").body.decode().strip() == keys[-1])
 
@@ -494,7 +494,7 @@ class ChaosProofs(Scenario):
         told = truth.check(self, c)
         for follower in followers:
             follower.goal = len(told) + 1
-        self.expect(c.nodes[0].put(raw_path("last"), b"the end"), (200, 201))
+        self.expect(self.done(c.nodes[0], "PUT", raw_path("last"), b"the end"), (200, 201))
         told = list(truth.entries(c.nodes[0]))
         self.report(claims, faults, gauge, followers, told)
         self.check_entries(claims, told)
@@ -548,7 +548,7 @@ class ChaosProofs(Scenario):
         for follower in followers:
             follower.goal = 0
         truth.seal(c)
-        self.expect(c.nodes[0].put(raw_path("wakes streams"), b"%d" % time.monotonic_ns()), (200, 201))
+        self.expect(self.done(c.nodes[0], "PUT", raw_path("wakes streams"), b"%d" % time.monotonic_ns()), (200, 201))
         for thread in (*workers, *followers, sealer):
             thread.join(60)
         self.assertEqual([t.name for t in (*workers, *followers, sealer) if t.is_alive()], [])

@@ -120,27 +120,27 @@ class Contract(Scenario):
             self.proven(e, key, value, op)
         for i, key in enumerate(ODD_KEYS):
             node, value = c.nodes[i % 3], VALUES[i % len(VALUES)]
-            reply = self.expect(node.put(raw_path(key) + "?receipt=true", value), 201)
+            reply = self.expect(self.done(node, "PUT", raw_path(key) + "?receipt=true", value), 201)
             keep(reply.json(), key, value)
             for other in c.nodes:
                 e = self.proven(self.verify(other, key, reply.json()), key, value)
                 self.assertIsNone(e["segment"])
                 self.assertEqual({f: e[f] for f in ENTRY}, {f: reply.json()[f] for f in ENTRY})
         node = c.nodes[1]
-        for call, key, value, op in ((node.put, b"again", b"once", "put"), (lambda path, _, h: node.delete(path, headers=h), b"again", b"", "delete")):
-            first, second = (self.expect(call(raw_path(key) + "?receipt=true", value, {"Idempotency-Key": op}), (200, 201)) for _ in range(2))
-            self.assertEqual((first.status, first.json()["seq"]), (second.status, second.json()["seq"]))
-            keep(first.json(), key, value, op)
-            keep(second.json(), key, value, op)
+        for method, value in (("PUT", b"once"), ("DELETE", b"")):
+            replies = [self.expect(self.done(node, method, "/again?receipt=true", value, {"Idempotency-Key": method}), (200, 201)) for _ in range(2)]
+            self.assertEqual(len({(reply.status, reply.json()["seq"]) for reply in replies}), 1)
+            for reply in replies:
+                keep(reply.json(), b"again", value, method.lower())
         self.assertIs(self.proven(node.get("/verify/again").json(), b"again", b"", "delete")["verified"], True)
-        self.expect(node.delete(raw_path(b"again") + "?receipt=true"), 404)
+        self.expect(self.done(node, "DELETE", "/again?receipt=true"), 404)
         ops = [{"op": "put", "key": "b", "value": "1", "if_absent": True}, {"op": "delete", "key": "b"},
                {"op": "put", "key_base64": "/wA=", "value_base64": "/g=="}, {"op": "put", "key": "health", "value": ""}]
         done = [(b"b", b"1", "put"), (b"b", b"", "delete"), (b"\xff\0", b"\xfe", "put"), (b"health", b"", "put")]
-        results = self.expect(node.post("/batch?receipt=true", json.dumps({"ops": ops}).encode(), JSON), 200).json()["results"]
+        results = self.expect(self.done(node, "POST", "/batch?receipt=true", json.dumps({"ops": ops}).encode(), JSON), 200).json()["results"]
         for e, what in zip(results, done, strict=True):
             keep(e, *what)
-        refused = self.expect(node.post("/batch?receipt=true", json.dumps({"ops": [ops[3], ops[0], ops[0]]}).encode(), JSON), 412)
+        refused = self.expect(self.done(node, "POST", "/batch?receipt=true", json.dumps({"ops": [ops[3], ops[0], ops[0]]}).encode(), JSON), 412)
         self.assertEqual(refused.json()["failed_op"], 2)
         lines = [json.dumps(op).encode() for op in ops] + [b"malformed", b'{"op":"delete","key":"absent"}']
         replies = self.expect(node.post("/batch?receipt=true", b"\n".join(lines), NDJSON), 200).lines()
@@ -148,16 +148,15 @@ class Contract(Scenario):
             keep(e, *what)
         self.assertEqual([e["error"]["code"] for e in replies[4:]], ["malformed", "not_found"])
         large = os.urandom(10 * MIB)
-        keep(self.expect(node.put("/large?receipt=true", large), 201).json(), b"large", large)
+        keep(self.expect(self.done(node, "PUT", "/large?receipt=true", large), 201).json(), b"large", large)
         self.assertEqual(sorted(written), list(range(len(written))))
-        self.assertEqual(self.expect(node.post("/cluster/seal"), 200).json()["ledger_size"], len(written))
+        self.assertEqual(self.expect(self.done(node, "POST", "/cluster/seal"), 200).json()["ledger_size"], len(written))
         for again in (False, True):
             if again:
                 c.stop()
                 c.start()
             for node in c.nodes:
-                if again:
-                    wait_for("the segment", lambda: node.get("/verify/large").json()["segment"])
+                wait_for("the segment", lambda: node.get("/verify/large").json()["segment"])
                 covered = sum(s["count"] for s in self.expect(node.get("/ledger/manifest"), 200).json()["segments"])
                 self.assertEqual(covered, len(written))
                 for seq, (key, value, op) in written.items():
@@ -233,11 +232,10 @@ class Contract(Scenario):
         c = self.cluster()
         node = c.followers()[0]
         self.vkey_of(node)
-        body = b"".join(b'{"op":"put","key":"%s%d","value":"v%d"}\n' % (b"tu"[i % 2:][:1], i % 97, i) for i in range(1000))
-        self.expect(node.post("/batch", body, NDJSON), 200)
-        self.expect(node.put(raw_path(b"\xff\0"), b"\xfe"), 201)
-        self.expect(node.delete("/t0"), 200)
-        self.expect(node.post("/cluster/seal"), 200)
+        self.batch(node, [{"op": "put", "key": f"{'tu'[i % 2]}{i % 97}", "value": f"v{i}"} for i in range(1000)])
+        self.expect(self.done(node, "PUT", raw_path(b"\xff\0"), b"\xfe"), 201)
+        self.expect(self.done(node, "DELETE", "/t0"), 200)
+        self.expect(self.done(node, "POST", "/cluster/seal"), 200)
         whole = self.entries(node, "&values=true")
         self.assertEqual([e["seq"] for e in whole], list(range(1002)))
         self.assertEqual((whole[1000]["value_base64"], whole[1000]["key_base64"], whole[1001]["op"]), ("/g==", "/wA=", "delete"))
@@ -256,7 +254,7 @@ class Contract(Scenario):
 
         def write(count):
             for i in range(count):
-                reply = self.expect(alive[i % 2].put(f"/w{i % 5}?receipt=true", b"%d" % i, {"Idempotency-Key": f"{count}-{i}"}), (200, 201))
+                reply = self.expect(self.done(alive[i % 2], "PUT", f"/w{i % 5}?receipt=true", b"%d" % i), (200, 201))
                 acked.append((reply.json(), b"w%d" % (i % 5), b"%d" % i))
         write(100)
         for stream, start in streams:
@@ -292,22 +290,22 @@ class Contract(Scenario):
             self.assertGreaterEqual(seen[-1][0][1], max(head[1] for head, _, _ in seen))
         for kills in range(2):
             for i in range(20):
-                self.expect(c.nodes[i % 3].put("/k", b"%d" % i), (200, 201))
+                self.expect(self.done(c.nodes[i % 3], "PUT", "/k", b"%d" % i), (200, 201))
                 look(c.nodes[(i + 1) % 3])
             leader = c.leader()
             leader.kill()
             for node in c.followers():
-                self.expect(node.put("/k", b"x"), (200, 201))
+                self.expect(self.done(node, "PUT", "/k", b"x"), (200, 201))
                 look(node)
             leader.start().wait_ready()
             look(leader)
         c.stop()
         c.start()
-        self.expect(c.nodes[1].post("/cluster/rotate-key"), 200)
+        self.expect(self.done(c.nodes[1], "POST", "/cluster/rotate-key"), 200)
         wait_for("the new key everywhere", lambda: len({self.vkey_of(node) for node in c.nodes} - {first}) == 1 and first not in {self.vkey_of(n) for n in c.nodes})
         keys = self.expect(c.nodes[2].get("/ledger/keys"), 200).json()
         self.assertEqual(set(proof.open_note(keys["former"][0], first, self.vkey)[1]), {first, self.vkey})
-        self.expect(c.nodes[0].put("/k", b"y"), 200)
+        self.expect(self.done(c.nodes[0], "PUT", "/k", b"y"), 200)
         for node in c.nodes:
             look(node)
             self.proven(self.expect(node.get("/verify/k"), 200).json(), b"k", b"y")
@@ -350,8 +348,8 @@ class Contract(Scenario):
         values = {}
         for i in range(9):
             value = f"value {i} ".encode() * 20 if i else b""
-            values[f"k{i}"] = value, self.expect(c.nodes[0].put(f"/k{i}?receipt=true", value), 201).json()
-        self.expect(c.nodes[0].post("/cluster/seal"), 200)
+            values[f"k{i}"] = value, self.expect(self.done(c.nodes[0], "PUT", f"/k{i}?receipt=true", value), 201).json()
+        self.expect(self.done(c.nodes[0], "POST", "/cluster/seal"), 200)
         node = c.followers()[0] if n > 1 else c.nodes[0]
         path = wait_for("the file", lambda: glob.glob(node.data + "/segments/*.seg"))[0]
         data = pathlib.Path(path).read_bytes()
@@ -367,7 +365,7 @@ class Contract(Scenario):
             self.assertEqual(codes, {200, 409}, f"{name}: the file itself at least is refused")
             self.expect(node.get("/ledger/segments/" + os.path.basename(path)[:-4]), 409, "corrupt")
             flip(path, at)
-        wait_for("the file as it was", lambda: node.get("/ledger/segments/" + os.path.basename(path)[:-4]).status == 200, timeout=15)
+        wait_for("the file as it was", lambda: node.get("/ledger/segments/" + os.path.basename(path)[:-4]).status == 200)
         self.check_damage(node, values, True)
 
     def test_damage_in_a_cluster(self):

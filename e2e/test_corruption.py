@@ -35,10 +35,10 @@ class Corruption(Scenario):
         values = {}
         for i in range(600):
             key, value = f"key{i:04d}", (f"value {i} " * 20).encode()
-            self.expect(c.nodes[i % len(c.nodes)].put(raw_path(key), value), 201)
+            self.expect(self.done(c.nodes[i % len(c.nodes)], "PUT", raw_path(key), value), 201)
             values[key] = value
             if i in (200, 400):
-                self.expect(c.nodes[0].post("/cluster/seal"), 200)
+                self.expect(self.done(c.nodes[0], "POST", "/cluster/seal"), 200)
         return values
 
     def files(self, node, pattern):
@@ -48,7 +48,7 @@ class Corruption(Scenario):
         """Start on damaged files: a clear refusal, or honest answers for every key; what happened."""
         node.start()
         try:
-            node.wait_ready(15)
+            node.wait_ready(60)
         except AssertionError:
             if node.running():
                 raise

@@ -17,7 +17,7 @@ class Crash(Scenario):
     def test_kill_all_and_restart(self):
         c = self.cluster(storage={"segment_size": 256 << 10})
         with Load(c, writers=6) as load:
-            wait_for("1000 writes", lambda: len(load.acked) > 1000, 60)
+            wait_for("1000 writes", lambda: len(load.acked) > 1000, 180)
             c.kill()
         c.start()
         check(self, c, load)
@@ -27,7 +27,7 @@ class Crash(Scenario):
         with Load(c, writers=6) as load:
             for _ in range(3):
                 enough = len(load.acked) + 500
-                wait_for("500 more writes", lambda: len(load.acked) > enough, 60)
+                wait_for("500 more writes", lambda: len(load.acked) > enough, 180)
                 c.kill()
                 c.start()
         check(self, c, load)
@@ -38,6 +38,8 @@ class Crash(Scenario):
         c = self.cluster(storage={"segment_size": 512 << 10})
         with Load(c, writers=8, keys=50, size=500) as load:
             for turn in range(1, ROUNDS + 1):
+                enough = len(load.acked) + 20
+                wait_for("20 more writes", lambda: len(load.acked) >= enough)
                 time.sleep(rng.uniform(0.1, 1.0))  # the random moment, not a wait for something
                 victims = rng.sample(c.nodes, rng.randint(1, 3))
                 c.kill(victims)
@@ -49,7 +51,7 @@ class Crash(Scenario):
                 if turn % 20 == 0:
                     print(f"round {turn}: {len(load.acked)} acknowledged", flush=True)
         print(f"{len(load.acked)} acknowledged, {load.count('unknown')} unknown", end=" ", flush=True)
-        self.assertGreater(len(load.acked), ROUNDS * 20, "too little load to prove anything")
+        self.assertGreaterEqual(len(load.acked), ROUNDS * 20, "too little load to prove anything")
         check(self, c, load)
 
 

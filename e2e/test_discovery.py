@@ -8,7 +8,7 @@ import socket
 import time
 
 import helpers
-from helpers import Scenario, cli, free_port, wait_for
+from helpers import Scenario, cli, free_port, wait_for, within
 from netns import Hosted
 from truth import check
 
@@ -34,15 +34,19 @@ class OneHost(Scenario):
         return c.start() if start else c
 
     def test_forms_in_five_seconds(self):
+        within(5.0, self.form)
+
+    def form(self):
+        """How long it takes a new cluster to form and write."""
         c = self.found(start=False)
         start = time.monotonic()
         c.start()
-        self.expect(c.nodes[2].put("/first", b"x"), 201)
+        self.expect(self.done(c.nodes[2], "PUT", "/first", b"x"), 201)
         took = time.monotonic() - start
         print(f"formed and wrote in {took:.2f} s", end=" ", flush=True)
-        self.assertLess(took, 5.0)
         self.assertEqual(len({n.get("/cluster/status").json()["cluster_id"] for n in c.nodes}), 1)
         check(self, c)
+        return took
 
     def test_a_part_waits_and_a_fourth_joins(self):
         c = self.found(4, start=False)
@@ -69,14 +73,19 @@ class OneHost(Scenario):
     def test_states_follow_a_kill(self):
         c = self.found(failure_timeout_ms=1000, heartbeat_interval_ms=200)
         leader, (second, third) = c.leader(), c.followers()
-        self.assertEqual(set(states(leader).values()), {"alive"})
-        third.kill()
-        start = time.monotonic()
-        wait_for("dead", lambda: states(leader)[third.number] == "dead", 10)
-        self.assertLess(time.monotonic() - start, 4)
-        self.assertEqual(states(leader)[second.number], "alive")
-        third.start().wait_ready()
-        wait_for("alive again", lambda: states(leader)[third.number] == "alive", 10)
+
+        def death():
+            """How long until a kill is known."""
+            wait_for("all are alive", lambda: set(states(leader).values()) == {"alive"})
+            third.kill()
+            start = time.monotonic()
+            wait_for("dead", lambda: states(leader)[third.number] == "dead")
+            took = time.monotonic() - start
+            wait_for("the second is alive", lambda: states(leader)[second.number] == "alive")
+            third.start().wait_ready()
+            return took
+        within(4, death)
+        wait_for("alive again", lambda: states(leader)[third.number] == "alive")
         check(self, c)
 
     def test_other_names_and_secrets_never_mix(self):
@@ -89,7 +98,7 @@ class OneHost(Scenario):
         ids = []
         for c in groups:
             c.wait_ready()
-            self.expect(c.nodes[0].put("/k", b"x"), 201)
+            self.expect(self.done(c.nodes[0], "PUT", "/k", b"x"), 201)
             got = {n.get("/cluster/status").json()["cluster_id"] for n in c.nodes}
             self.assertEqual(len(got), 1)
             ids += got
@@ -125,7 +134,7 @@ class OneHost(Scenario):
             other = next(n for n in c.nodes if n.number != int.from_bytes(real[24:32]))
             wait_for("all are counted", counted)
         self.assertEqual(sorted(states(node)), [1, 2, 3])
-        self.assertEqual(set(states(node).values()), {"alive"})
+        wait_for("all are alive", lambda: set(states(node).values()) == {"alive"}, 20)
         check(self, c)
 
     def test_refused_settings(self):
@@ -160,14 +169,14 @@ class Broadcast(Hosted):
     def test_a_pulled_cable_is_seen(self):
         c = self.hosts(seeds=False, discovery={"enabled": True}).start()
         first, third = c.nodes[0], c.nodes[2]
-        self.assertEqual(set(states(first).values()), {"alive"})
+        wait_for("all are alive", lambda: set(states(first).values()) == {"alive"}, 20)
         self.net.plug(3, "down")
-        wait_for("the third is dead", lambda: states(first)[3] == "dead", 10)
-        self.assertEqual(states(first)[2], "alive")
-        wait_for("the others are dead to it", lambda: (states(third)[1], states(third)[2]) == ("dead", "dead"), 10)
+        wait_for("the third is dead", lambda: states(first)[3] == "dead", 40)
+        wait_for("the second is alive", lambda: states(first)[2] == "alive", 20)
+        wait_for("the others are dead to it", lambda: (states(third)[1], states(third)[2]) == ("dead", "dead"), 40)
         self.assertEqual(sorted(states(third)), [1, 2, 3], "silence removes nobody")
         self.net.plug(3, "up")
-        wait_for("all are alive", lambda: all(set(states(n).values()) == {"alive"} for n in c.nodes), 20)
+        wait_for("all are alive", lambda: all(set(states(n).values()) == {"alive"} for n in c.nodes), 60)
         c.wait_ready()
         check(self, c)
 

@@ -30,10 +30,10 @@ class Divergence(Scenario):
         values = {}
         for i in range(300):
             key, value = f"key{i:04d}", (f"value {i} " * 40).encode()
-            self.expect(c.nodes[i % len(c.nodes)].put(raw_path(key), value), 201)
+            self.expect(self.done(c.nodes[i % len(c.nodes)], "PUT", raw_path(key), value), 201)
             values[key] = value
             if i in (150, 299):
-                self.expect(c.leader().post("/cluster/seal"), 200)
+                self.expect(self.done(c.leader(), "POST", "/cluster/seal"), 200)
         for node in c.nodes:
             wait_for("two segments", lambda: len(self.segments(node)) == 2)
         return values
@@ -42,8 +42,8 @@ class Divergence(Scenario):
         return sorted(glob.glob(os.path.join(node.data, "segments", "*.seg")))
 
     def mended(self, node, path, good):
-        wait_for(f"{path} is mended", lambda: os.path.exists(path) and read(path) == good, 20)
-        wait_for("storage ok", lambda: node.get("/health").json()["checks"].get("storage") == "ok", 20)
+        wait_for(f"{path} is mended", lambda: os.path.exists(path) and read(path) == good)
+        wait_for("storage ok", lambda: node.get("/health").json()["checks"].get("storage") == "ok")
 
     def all_right(self, node, values):
         for key, value in values.items():
@@ -81,7 +81,7 @@ class Divergence(Scenario):
                 self.assertEqual(victim.get(raw_path("key0000")).body, values["key0000"])
         victim.stop()  # its next start begins with a pass
         victim.start().wait_ready()
-        wait_for("a pass", lambda: victim.get("/metrics").json()["scrub"]["passes"] > 0, 30)
+        wait_for("a pass", lambda: victim.get("/metrics").json()["scrub"]["passes"] > 0)
         for path in self.segments(victim):
             self.mended(victim, path, read(path.replace(victim.data, c.leader().data)))
         self.all_right(victim, values)

@@ -34,7 +34,7 @@ class Idempotency(Scenario):
         wait_for("another leader", lambda: c.leader() is not leader)
         repeat("after the leader's death")
         leader.start().wait_ready()
-        self.expect(c.nodes[0].post("/cluster/seal"), 200)
+        self.expect(self.done(c.nodes[0], "POST", "/cluster/seal"), 200)
         repeat("after a seal")
         c.kill()
         c.start()
@@ -62,7 +62,7 @@ class Idempotency(Scenario):
             thread.start()
         for _ in range(3):
             enough = len(written) + 50
-            wait_for("50 more writes", lambda: len(written) >= enough, 30)
+            wait_for("50 more writes", lambda: len(written) >= enough, 120)
             leader = c.leader()
             leader.kill()
             leader.start().wait_ready()

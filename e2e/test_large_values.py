@@ -16,7 +16,7 @@ class LargeValues(Scenario):
         values = {}
         for i, size in enumerate((0, 1, 512 * 1024, 512 * 1024 + 1, 10_000_000, 16 * MIB, MAX_VALUE)):
             values[f"v{size}"] = os.urandom(size)
-            entry = self.expect(c.nodes[i % 3].put(f"/v{size}", values[f"v{size}"]), 201).json()
+            entry = self.expect(self.done(c.nodes[i % 3], "PUT", f"/v{size}", values[f"v{size}"]), 201).json()
             self.assertEqual((entry["size"], entry["sha256"]), (size, sha256(values[f"v{size}"])))
         check(self, c)
         for node in c.nodes:
@@ -81,7 +81,7 @@ class LargeValues(Scenario):
             value, replies = os.urandom(MAX_VALUE), []
             leader, follower = c.leader(), c.followers()[0]
             key = raw_path(f"upload{turn}")
-            thread = threading.Thread(target=lambda: replies.append(follower.put(key, value, timeout=60)))
+            thread = threading.Thread(target=lambda: replies.append(follower.put(key, value, timeout=120)))
             thread.start()
             threading.Event().wait(rng.uniform(0.02, 0.4))  # a random moment inside the upload
             leader.kill()

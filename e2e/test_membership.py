@@ -9,7 +9,7 @@ import time
 import unittest
 
 import helpers
-from helpers import Node, Scenario, free_port, wait_for
+from helpers import UNSETTLED, Node, Scenario, free_port, wait_for
 from truth import check
 
 
@@ -75,6 +75,13 @@ class Membership(Scenario):
         self.assertEqual(status, 200, reply)
         return {m["id"]: m for m in reply["members"]}
 
+    def change(self, node, what, body):
+        """Ask a node to have another one join or leave until there is an outcome; its status and JSON."""
+        def told():
+            status, reply = curl(node, "/cluster/" + what, body)
+            return reply.get("error", {}).get("code") not in UNSETTLED and (status, reply)
+        return wait_for(f"the outcome of {what}", told, 120)
+
     def wait_role(self, nodes, number, role):
         for node in nodes:
             wait_for(f"node {number} is {role} for node {node.number}",
@@ -92,9 +99,10 @@ class Membership(Scenario):
         fourth = self.extra(c, 4, [nobody]).start()  # waits: it knows nobody
         wait_for("node 4 answers", lambda: fourth.get("/health/live", timeout=2).status == 200)
         self.assertEqual(curl(first[0], "/cluster/join", {"id": 4, "raft": nobody})[0], 502)
-        status, error = curl(first[1], "/cluster/join", {"id": 2, "raft": raft(fourth)})
-        self.assertEqual(status, 400, error)
-        self.assertEqual(curl(first[1], "/cluster/join", join(fourth, voter=True))[0], 200)
+        for node, wrong in ((2, 409), (5, 400)):  # a taken id, and that of nobody
+            status, error = curl(first[1], "/cluster/join", {"id": node, "raft": raft(fourth)})
+            self.assertEqual(status, wrong, error)
+        self.assertEqual(self.change(first[1], "join", join(fourth, voter=True))[0], 200)
         fourth.wait_ready()
         self.wait_role(first + [fourth], 4, "follower|leader")
         fifth = self.extra(c, 5, [raft(first[0]), raft(first[1])]).start().wait_ready()  # comes by itself
@@ -103,7 +111,7 @@ class Membership(Scenario):
 
         leader = c.leader()  # leaves, and hands over first
         writers.remove(leader)
-        self.assertEqual(curl(fourth, "/cluster/leave", {"id": leader.number})[0], 200)
+        self.assertEqual(self.change(fourth, "leave", {"id": leader.number})[0], 200)
         wait_for("the leader that left says so", lambda: (reply := leader.get("/health", timeout=2)).status == 503
                  and "removed" in reply.json()["checks"]["raft"])
         self.assertEqual(leader.get("/load-0-1").code(), "removed")
@@ -118,16 +126,16 @@ class Membership(Scenario):
         dead.kill()
         for node in writers:
             wait_for("the dead node is dead", lambda: self.members(node)[dead.number]["state"] == "dead")
-        self.assertEqual(curl(writers[0], "/cluster/leave", {"id": dead.number})[0], 200)
-        self.assertEqual(sorted(self.members(writers[0])), sorted(node.number for node in writers))
+        self.assertEqual(self.change(writers[0], "leave", {"id": dead.number})[0], 200)
+        wait_for("nobody else is a member", lambda: sorted(self.members(writers[0])) == sorted(node.number for node in writers))
 
-        self.assertEqual(curl(writers[0], "/cluster/join", join(leader, voter=False))[0], 200)
+        self.assertEqual(self.change(writers[0], "join", join(leader, voter=False))[0], 200)
         leader.wait_ready()
         self.wait_role(writers + [leader], leader.number, "learner")
-        self.assertEqual(curl(leader, "/cluster/leave", {"id": 77})[1]["error"]["code"], "unknown_node")
+        self.assertEqual(self.change(leader, "leave", {"id": 77})[1]["error"]["code"], "unknown_node")
 
+        wait_for("100 writes", lambda: len(load.acknowledged) > 100)
         acknowledged = load.stop()
-        self.assertGreater(len(acknowledged), 100)
         for node in writers + [leader]:
             for key, value in acknowledged.items():
                 reply = node.get("/" + key)
@@ -147,7 +155,7 @@ class Membership(Scenario):
         c = self.cluster(2)
         learner = self.extra(c, 3, [f"127.0.0.1:{c.nodes[0].sections['network']['raft_port']}"], voter=False)
         learner.start().wait_ready()
-        self.expect(learner.put("/k", b"x"), 201)
+        self.expect(self.done(learner, "PUT", "/k", b"x"), 201)
         self.assertEqual(learner.get("/k").body, b"x")
         status, error = curl(c.nodes[0], "/cluster/join", {
             "id": 3, "raft": f"127.0.0.1:{learner.sections['network']['raft_port']}", "voter": True})

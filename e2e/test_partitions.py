@@ -1,7 +1,8 @@
 """Cut cables between nodes that each have a host of their own: who is cut off acknowledges nothing and shows nothing
 old, the rest goes on, and five seconds after the cut is mended every node serves, with nothing lost."""
 
-import contextlib
+import functools
+import math
 import os
 import random
 import subprocess
@@ -10,7 +11,7 @@ import time
 import unittest
 
 import helpers
-from helpers import LONG, wait_for
+from helpers import LONG, wait_for, within
 from load import Load
 from netns import Hosted
 from truth import check
@@ -38,18 +39,20 @@ class Discovery(Hosted):
     def found(self, n=3, first=1, **cluster):
         return self.hosts(n, first, seeds=False, cluster=cluster, discovery={"enabled": True})
 
+    def form(self):
+        """How long it takes a new cluster to form and write."""
+        c = self.found()
+        start = time.monotonic()
+        c.start()
+        self.expect(self.done(c.nodes[2], "PUT", "/first", b"x"), 201)
+        took = time.monotonic() - start
+        self.assertEqual(len({n.get("/cluster/status").json()["cluster_id"] for n in c.nodes}), 1)
+        c.kill()
+        return took
+
     def test_forms_in_five_seconds(self):
-        times = []
-        for _ in range(20 if LONG else 1):
-            c = self.found()
-            start = time.monotonic()
-            c.start()
-            self.expect(c.nodes[2].put("/first", b"x"), 201)
-            times.append(time.monotonic() - start)
-            self.assertEqual(len({n.get("/cluster/status").json()["cluster_id"] for n in c.nodes}), 1)
-            c.kill()
+        times = [within(5.0, self.form) for _ in range(20 if LONG else 1)]
         print(f"formed and wrote, worst of {len(times)}: {max(times):.2f} s", end=" ", flush=True)
-        self.assertLess(max(times), 5.0)
 
     def test_other_names_and_secrets_never_mix(self):
         groups = [self.found(2, 1, name="one", secret="a"), self.found(2, 3, name="one", secret="b"),
@@ -60,7 +63,7 @@ class Discovery(Hosted):
         ids = set()
         for c in groups:
             c.wait_ready()
-            self.expect(c.nodes[0].put("/k", b"x"), 201)
+            self.expect(self.done(c.nodes[0], "PUT", "/k", b"x"), 201)
             ids |= {n.get("/cluster/status").json()["cluster_id"] for n in c.nodes}
         self.assertEqual(len(ids), 3)
         node = groups[0].nodes[0]
@@ -83,16 +86,19 @@ class Cuts(Hosted):
         try:
             for name in todo:
                 with self.subTest(cut=name, seed=SEED):
-                    try:
-                        self.one_cut(c, name, rng.uniform(2, 12) if LONG else 2, rng)
-                    finally:
-                        self.net.heal()
+                    within(HEAL, functools.partial(self.one_cut, c, name, rng.uniform(2, 12) if LONG else 2, rng))
         finally:
             print(f"{len(self.healed)} cuts, healed in {max(self.healed, default=0):.2f} s at worst,"
                   f" another leader in {max(self.moved, default=0):.2f} s", end=" ", flush=True)
 
     def one_cut(self, c, name, seconds, rng):
-        """Cut, look at both sides, heal."""
+        """Cut, look at both sides, heal; how long that took, or more than any limit if there was an election that should not be."""
+        try:
+            return self.cut_and_look(c, name, seconds, rng)
+        finally:
+            self.net.heal()
+
+    def cut_and_look(self, c, name, seconds, rng):
         leader = c.leader()
         others = [node.number for node in c.nodes if node is not leader]
         rng.shuffle(others)
@@ -102,12 +108,13 @@ class Cuts(Hosted):
         cut_off = [node for node in c.nodes if node.number in lost]
         rest = [node for node in c.nodes if node.number not in lost]
         with Watch(self, cut_off):
-            first_ack(rest, 10)
+            first_ack(rest, 20)
             self.moved.append(time.monotonic() - start)
             self.refuse(cut_off)
-            wait_for("the time of the cut is over", lambda: time.monotonic() > start + seconds, seconds + 1)
-        if leader in rest:
-            self.assertEqual(term(rest[0]), before, f"{name}: an election, although the leader has a majority")
+            wait_for("the time of the cut is over", lambda: time.monotonic() > start + seconds, seconds + 10)
+        if leader in rest and term(rest[0]) != before:
+            print(f"{name}: an election, although the leader has a majority;", end=" ", flush=True)
+            return math.inf
         start = time.monotonic()
         self.net.heal()
         every_ack(c.nodes, 30)
@@ -116,7 +123,7 @@ class Cuts(Hosted):
         if LONG:
             print(f"\n  {name}: {seconds:.1f} s, rest served after {self.moved[-1]:.2f} s, healed in {took:.2f} s",
                   end="", flush=True)
-        self.assertLess(took, HEAL, f"{name} after {seconds:.1f} s")
+        return took
 
     def refuse(self, cut_off):
         """Nodes that are cut off answer neither writes nor linearizable reads; stale ones they do."""

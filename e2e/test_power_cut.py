@@ -101,6 +101,8 @@ class PowerCut(Scenario):
         for node in c.nodes:
             node.process.send_signal(signal.SIGSTOP)
         try:
+            for node in c.nodes:
+                node.pause()  # returns when it does stand still
             return before, [disk.copy(f"{disk.image}.{number}") for disk in disks]
         finally:
             for node in c.nodes:
@@ -117,7 +119,7 @@ class PowerCut(Scenario):
         c.start()
         check(self, c, before, sample=200)
         for node in c.nodes:
-            self.expect(node.put("/after", b"the power cut"), (200, 201))
+            self.expect(self.done(node, "PUT", "/after", b"the power cut"), (200, 201))
         c.kill()
         for node, disk in zip(c.nodes, copies):
             done = cli("audit", "--data", node.data)
@@ -135,7 +137,7 @@ class PowerCut(Scenario):
             with Load(c, writers=6, size=700) as load:
                 for i in range(min(cuts, 10)):
                     enough = load.count() + rng.randint(1, 400)
-                    wait_for("more writes", lambda: load.count() >= enough, 60, interval=rng.uniform(0.001, 0.01))
+                    wait_for("more writes", lambda: load.count() >= enough, 180, interval=rng.uniform(0.001, 0.01))
                     taken.append(self.cut(c, disks, load, i))
             c.kill()
             for disk in disks:

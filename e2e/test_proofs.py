@@ -13,7 +13,7 @@ import threading
 import time
 
 import helpers
-from helpers import NDJSON, Scenario, raw_path, sha256, wait_for
+from helpers import NDJSON, Scenario, raw_path, sha256, wait_for, within
 from truth import check
 
 FRESH_ENTRY = 1.0  # seconds from a commit to its event, on a busy machine
@@ -82,12 +82,12 @@ class Proofs(Scenario):
         c = self.cluster()
         for i, node in enumerate(c.nodes):
             value = b"value %d" % i
-            put = self.expect(node.put(raw_path(f"k{i}") + "?receipt=true", value), 201)
+            put = self.expect(self.done(node, "PUT", raw_path(f"k{i}") + "?receipt=true", value), 201)
             self.proven(put.json(), value)
-            again = self.expect(node.put(raw_path("shared") + "?receipt=true", value), (200, 201))
+            again = self.expect(self.done(node, "PUT", raw_path("shared") + "?receipt=true", value), (200, 201))
             self.assertEqual(again.headers["ETag"], f'"{again.json()["seq"]}"')
             self.proven(again.json(), value)
-            self.proven(self.expect(node.delete(raw_path(f"k{i}") + "?receipt=true"), 200).json(), b"", "delete")
+            self.proven(self.expect(self.done(node, "DELETE", raw_path(f"k{i}") + "?receipt=true"), 200).json(), b"", "delete")
             lines = node.post("/batch?receipt=true", b'{"op":"put","key":"l","value":"1"}\n{"op":"put","key":"l","value":"2"}', NDJSON)
             for entry, value in zip(lines.lines(), (b"1", b"2"), strict=True):
                 self.proven(entry, value)
@@ -95,9 +95,8 @@ class Proofs(Scenario):
             self.proven(self.expect(node.get("/verify/l?version=1"), 200).json(), b"1")
             self.proven(self.expect(node.get("/verify/k0"), 200).json(), b"", "delete")
             self.expect(node.get("/verify/none"), 404, "not_found")
-            signers = self.expect(node.get("/ledger/checkpoint"), 200).body.decode().count("\u2014 ")
-            self.assertEqual(signers, 4, "the ledger and three nodes sign")
-        self.expect(c.nodes[0].post("/cluster/seal"), 200)
+            self.signed_by_all(node)
+        self.expect(self.done(c.nodes[0], "POST", "/cluster/seal"), 200)
         def sealed():
             return all(n.get("/verify/k0?version=1").json()["segment"] for n in c.nodes)
         wait_for("the entry is in a confirmed segment", sealed)
@@ -106,8 +105,7 @@ class Proofs(Scenario):
     def test_tree_from_outside(self):
         """The whole tree from its bundles, and proofs between any two of its sizes."""
         c = self.cluster()
-        body = b"".join(b'{"op":"put","key":"t/%d","value":"%d"}\n' % (i % 90, i) for i in range(1000))
-        self.assertEqual(c.nodes[1].post("/batch", body, NDJSON).status, 200)
+        self.batch(c.nodes[1], [{"op": "put", "key": f"t/{i % 90}", "value": str(i)} for i in range(1000)])
         node = c.nodes[2]
         _, size, root = parse_head(self.expect(node.get("/ledger/checkpoint"), 200).body.decode())
         self.assertGreaterEqual(size, 1000, "a checkpoint covers what was acknowledged before")
@@ -140,7 +138,10 @@ class Proofs(Scenario):
             self.expect(node.get("/ledger/" + path), status, {400: "malformed", 404: "not_found"}[status])
 
     def test_follow(self):
-        """NDJSON and SSE from every node: every entry once, in order, soon after its commit; then a clean end."""
+        within(FRESH_ENTRY, self.follow)
+
+    def follow(self):
+        """NDJSON and SSE from every node: every entry once, in order, then a clean end; how long the slowest came after its commit."""
         c = self.cluster()
         count, done = 200, {}
 
@@ -164,7 +165,7 @@ class Proofs(Scenario):
             thread.start()
         committed = []
         for i in range(count):
-            self.expect(c.nodes[i % 3].put(raw_path("f"), b"%d" % i), (200, 201))
+            self.expect(self.done(c.nodes[i % 3], "PUT", raw_path("f"), b"%d" % i), (200, 201))
             committed.append(time.monotonic())
         for thread in threads:
             thread.join(60)
@@ -176,7 +177,7 @@ class Proofs(Scenario):
             self.assertTrue(all(len(e["leaf_hash"]) == 64 for e, _ in got))
             slowest = max(slowest, *(at - committed[e["seq"]] for e, at in got))
         print(f"slowest event after {slowest * 1e3:.1f} ms", end=" ", flush=True)
-        self.assertLess(slowest, FRESH_ENTRY)
+        return slowest
 
     def test_shutdown_ends_streams(self):
         node = self.node()
@@ -193,14 +194,14 @@ class Proofs(Scenario):
     def test_rotated_key(self):
         c = self.cluster()
         first = self.expect(c.nodes[0].get("/ledger/key"), 200).body.decode().strip()
-        self.proven(c.nodes[1].put(raw_path("a") + "?receipt=true", b"x").json(), b"x")
-        second = self.expect(c.followers()[0].post("/cluster/rotate-key"), 200).json()["key"]
+        self.proven(self.done(c.nodes[1], "PUT", raw_path("a") + "?receipt=true", b"x").json(), b"x")
+        second = self.expect(self.done(c.followers()[0], "POST", "/cluster/rotate-key"), 200).json()["key"]
         self.assertNotEqual(first, second)
         for node in c.nodes:
             wait_for("the new key", lambda: node.get("/ledger/key").body.decode().strip() == second)
             keys = self.expect(node.get("/ledger/keys"), 200).json()
             self.assertEqual((keys["current"], len(keys["former"]), sorted(keys["nodes"])), (second, 1, ["1", "2", "3"]))
-            self.proven(node.get("/verify/a").json(), b"x")
+            self.proven(wait_for("a proof", lambda: (reply := node.get("/verify/a")).status == 200 and reply).json(), b"x")
 
 
 if __name__ == "__main__":

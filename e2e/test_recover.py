@@ -17,7 +17,7 @@ class Recover(Scenario):
             wait_for("writes", lambda: load.count() > (500 if LONG else 50))
         survivor, *others = c.nodes
         size = c.leader().get("/ledger/manifest").json()["ledger_size"]
-        wait_for("the survivor has everything", lambda: survivor.size() >= size)
+        wait_for("the survivor has everything", lambda: (survivor.size() or 0) >= size)
 
         refused = cli("recover", "--config", survivor.config)
         self.assertNotEqual(refused.returncode, 0, "a running node was recovered")
@@ -44,7 +44,7 @@ class Recover(Scenario):
         for node in others:  # with empty disks and the configuration they had
             node.start().wait_ready()
         wait_for("three voters", lambda: [m["role"] == "learner" for m in survivor.get("/cluster/members").json()["members"]] == 3 * [False])
-        self.expect(others[1].put("/after", b"x"), 201)
+        self.expect(self.done(others[1], "PUT", "/after", b"x"), 201)
         check(self, c, load)
 
         # A lost node on its old data takes part in nothing: it has another history.
@@ -54,7 +54,7 @@ class Recover(Scenario):
         os.rename(stranger.data + "-old", stranger.data)
         stranger.start()
         wait_for("it serves nothing", lambda: not stranger.running() or stranger.get("/health").status == 503)
-        self.expect(survivor.put("/still", b"x"), 201)
+        self.expect(self.done(survivor, "PUT", "/still", b"x"), 201)
         stranger.kill()
         c.nodes.remove(stranger)
         check(self, c, load)

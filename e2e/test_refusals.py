@@ -115,7 +115,7 @@ class DataDirectory(Scenario):
         until = time.monotonic() + 5.0  # of life beside the stranger
         while time.monotonic() < until:
             for node in others:
-                self.expect(node.put("/k", b"x"), (200, 201))
+                self.expect(self.done(node, "PUT", "/k", b"x"), (200, 201))
             if stranger.running():
                 self.assertIn(stranger.get("/health", timeout=3).status, (0, 503))
                 self.assertIn(stranger.get("/only-in-a", timeout=5).status, (0, 503, 504))

@@ -21,7 +21,7 @@ class Replaced(Scenario):
         for node in c.running():
             wait_for(f"the members {wanted} on node {node.number}",
                      lambda: {i: m["role"] for i, m in self.members(node).items() if m["role"] not in wanted.get(i, "")} == {}
-                     and sorted(self.members(node)) == sorted(wanted), 30)
+                     and sorted(self.members(node)) == sorted(wanted), 90)
 
     def extra(self, c, number, **cluster):
         """A node beside those of c, which finds them by its seeds."""
@@ -58,7 +58,7 @@ class Replaced(Scenario):
         lost = c.leader()
         lost.kill()
         fourth = self.extra(c, 4).start().wait_ready()
-        self.expect(fourth.post("/cluster/leave", f'{{"id": {lost.number}}}'), 200)
+        self.expect(self.done(fourth, "POST", "/cluster/leave", f'{{"id": {lost.number}}}'), 200)
         self.wait_members(c, {i: "leader follower" for i in (1, 2, 3, 4) if i != lost.number})
         lost.start()  # it learns that it was removed, and answers so
         wait_for("it says that it was removed", lambda: (reply := lost.get("/health")).status == 503
@@ -71,11 +71,13 @@ class Replaced(Scenario):
     def test_a_copied_directory_is_refused(self):
         c = self.cluster()
         original = c.followers()[0]
-        self.expect(original.put("/k", b"x"), 201)
+        self.expect(self.done(original, "PUT", "/k", b"x"), 201)
         copy = self.extra(c, original.number)
         c.nodes.remove(copy)
         self.addCleanup(copy.kill)
+        self.assertEqual(original.stop(), 0)
         shutil.copytree(original.data, copy.data + "-copy")
+        original.start().wait_ready()
         copy.sections["node"]["data_dir"] = copy.data + "-copy"
         copy.start()
         self.expect_refusal(copy, "copy")

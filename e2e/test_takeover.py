@@ -32,8 +32,10 @@ def bench(nodes, *args):
 
 
 def fill(nodes, size):
-    """Write size bytes of values."""
-    bench(nodes, "--op", "put", "--batch", "32", "--connections", "4", "--size", str(VALUE), "--count", str(size // VALUE // 32))
+    """Write size bytes of values at least, also when batches fail while leadership moves."""
+    left, until = size // VALUE, time.monotonic() + 300
+    while left > 0 and time.monotonic() < until:
+        left -= bench(nodes, "--op", "put", "--batch", "32", "--connections", "4", "--size", str(VALUE), "--count", str(-(-left // 32)))["entries"]
 
 
 def disk_rate(folder, size=512 * MIB):
@@ -97,7 +99,7 @@ class Takeover(Scenario):
         def lines(message):
             found = [line for line in node.output().splitlines() if f'"{message}"' in line]
             return [json.loads(line) for line in found]
-        ended = wait_for("the line that ends a fetch", lambda: lines("fetching segments has ended"), 10)
+        ended = wait_for("the line that ends a fetch", lambda: lines("fetching segments has ended"))
         peers = {peer for line in lines("segment fetched") for peer in line["from"].split(", ")}
         return peers, max(line["bytes_per_second"] for line in ended), sum(line["bytes"] for line in ended), node.peak_rss()
 

@@ -13,7 +13,7 @@ import unittest
 
 import helpers
 import test_verify_ledger as made
-from helpers import MAX_VALUE, NDJSON, Scenario, cli, raw_path, sha256, wait_for
+from helpers import MAX_VALUE, Scenario, cli, raw_path, sha256, wait_for
 
 
 class Verify(Scenario):
@@ -29,8 +29,7 @@ class Verify(Scenario):
         return text
 
     def fill(self, node, count):
-        lines = [json.dumps({"op": "put", "key": f"k{i % 50}", "value": f"value {i}"}) for i in range(count)]
-        self.expect(node.post("/batch", "\n".join(lines).encode(), headers=NDJSON), 200)
+        self.batch(node, [{"op": "put", "key": f"k{i % 50}", "value": f"value {i}"} for i in range(count)])
 
     def write(self, data):
         path = os.path.join(self.pins, f"file-{sha256(data)[:12]}")
@@ -41,7 +40,7 @@ class Verify(Scenario):
         cluster = self.cluster(3)
         self.fill(cluster.leader(), 300)
         large = os.urandom(3 * helpers.MIB)
-        self.expect(cluster.leader().put("/large", large), 201)
+        self.expect(self.done(cluster.leader(), "PUT", "/large", large), 201)
         first = self.run_cli("verify", "k7", url=cluster.nodes[0].url, says="first visit")
         self.assertIn("version 6, put", first)
         for node in cluster.nodes:
@@ -58,11 +57,11 @@ class Verify(Scenario):
         cluster = self.cluster(3)
         leader = cluster.leader()
         strange, largest = b"\xff\xfe %/\x01", os.urandom(MAX_VALUE)
-        self.expect(leader.put("/gone", b"for now"), 201)
-        self.expect(leader.delete("/gone"), 200)
-        self.expect(leader.put(raw_path(strange), b"of a strange key"), 201)
-        self.expect(leader.put("/empty", b""), 201)
-        self.expect(leader.put("/largest", largest), 201)
+        self.expect(self.done(leader, "PUT", "/gone", b"for now"), 201)
+        self.expect(self.done(leader, "DELETE", "/gone"), 200)
+        self.expect(self.done(leader, "PUT", raw_path(strange), b"of a strange key"), 201)
+        self.expect(self.done(leader, "PUT", "/empty", b""), 201)
+        self.expect(self.done(leader, "PUT", "/largest", largest), 201)
         wanted = {b"gone": 'key "gone", version 2, delete', strange: "SHA-256 " + sha256(b"of a strange key"),
                   b"empty": "value      0 bytes, SHA-256 " + sha256(b""), b"largest": f"{MAX_VALUE} bytes, SHA-256 {sha256(largest)}"}
 
@@ -74,9 +73,9 @@ class Verify(Scenario):
 
         verify_all()
         self.assertIn(r"\xff\xfe", self.run_cli("verify", strange, url=leader.url))
-        self.expect(leader.post("/cluster/seal"), 200)
+        self.expect(self.done(leader, "POST", "/cluster/seal"), 200)
         leader.kill()
-        self.expect(cluster.leader().put("/since", b"another leads"), 201)
+        self.expect(self.done(cluster.leader(), "PUT", "/since", b"another leads"), 201)
         verify_all()
         leader.start().wait_ready()
         cluster.stop()
@@ -84,8 +83,8 @@ class Verify(Scenario):
             node.start()
         cluster.wait_ready()
         verify_all()
-        self.expect(cluster.leader().post("/cluster/rotate-key"), 200)
-        self.expect(cluster.leader().put("/gone", b"back"), 200)
+        self.expect(self.done(cluster.leader(), "POST", "/cluster/rotate-key"), 200)
+        self.expect(self.done(cluster.leader(), "PUT", "/gone", b"back"), 200)
         wanted[b"gone"] = 'key "gone", version 3, put'
         verify_all()
         self.assertEqual(os.listdir(os.path.join(self.pins, "evidence")), [])
@@ -94,7 +93,7 @@ class Verify(Scenario):
         cluster = self.cluster(3)
         leader = cluster.leader()
         self.fill(leader, 30)
-        reply = self.expect(leader.put("/contract?receipt=true", b"signed by all"), 201).json()
+        reply = self.expect(self.done(leader, "PUT", "/contract?receipt=true", b"signed by all"), 201).json()
         keys = json.loads(leader.get("/ledger/keys").body)
         vkey = leader.get("/ledger/key").body.decode().strip()
         self.assertEqual(keys["current"], vkey)
@@ -110,7 +109,7 @@ class Verify(Scenario):
     def test_quorum_of_nodes(self):
         cluster = self.cluster(3)
         self.fill(cluster.leader(), 30)
-        checkpoint = cluster.nodes[1].get("/ledger/checkpoint").body.decode()
+        checkpoint = self.signed_by_all(cluster.nodes[1])
         proof = cluster.nodes[1].get("/verify/k3").json()
         size = int(checkpoint.split("\n")[1])
         inclusion = cluster.nodes[1].get(f"/ledger/proof?seq={proof['seq']}&size={size}").json()["inclusion"]
@@ -168,14 +167,14 @@ class Verify(Scenario):
         cluster = self.cluster(3)
         leader = cluster.leader()
         self.fill(leader, 2000)
-        self.expect(leader.post("/cluster/seal"), 200)
+        self.expect(self.done(leader, "POST", "/cluster/seal"), 200)
         self.fill(leader, 700)
-        self.expect(leader.delete("/k3"), 200)
+        self.expect(self.done(leader, "DELETE", "/k3"), 200)
         for node in cluster.nodes:
             self.run_cli("audit", url=node.url, says="2701 entries")
             wait_for("the segment file", lambda: list(pathlib.Path(node.data, "segments").glob("*.seg")))
             self.run_cli("audit", "--data", node.data, says="a running node holds the lock")
-        self.expect(leader.post("/cluster/seal"), 200)
+        self.expect(self.done(leader, "POST", "/cluster/seal"), 200)
         checkpoint = self.write(leader.get("/ledger/checkpoint").body)
         vkey = leader.get("/ledger/key").body.decode().strip()
         wait_for("two segment files", lambda: len(list(pathlib.Path(leader.data, "segments").glob("*.seg"))) == 2)

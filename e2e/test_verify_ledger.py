@@ -481,9 +481,9 @@ class RealNodes(Scenario):
             key = rng.choice((f"k{i % 7}", f"deep//path/../{i}", bytes([0, 255, i]), "ключ" + "x" * i))
             value = rng.randbytes(rng.choice((0, 1, 30, 127, 128, 129, 1500)))
             kind = {"Content-Type": "text/plain"[:rng.randrange(11)]}
-            self.expect(node.put(raw_path(key), value, headers=kind), (200, 201))
+            self.expect(self.done(node, "PUT", raw_path(key), value, kind), (200, 201))
             if i % 9 == 8:
-                self.expect(node.delete(raw_path(key)), 200)
+                self.expect(self.done(node, "DELETE", raw_path(key)), 200)
 
     def segments(self, node):
         files = sorted(pathlib.Path(node.data, "segments").glob("*.seg"))
@@ -537,7 +537,7 @@ class RealNodes(Scenario):
         folder = pathlib.Path(c.folder)
         for i in range(6):
             value, node = rng.randbytes(rng.choice((0, 5, 70_000))), c.nodes[i % 3]
-            written = self.expect(node.put(raw_path(f"r{i % 3}") + "?receipt=true", value), (200, 201)).json()
+            written = self.expect(self.done(node, "PUT", raw_path(f"r{i % 3}") + "?receipt=true", value), (200, 201)).json()
             later = self.expect(c.nodes[i % 2].get(f"/verify/r{i % 3}"), 200).json()
             (folder / "value").write_bytes(value)
             (folder / "key").write_bytes(c.nodes[(i + 1) % 3].get("/ledger/key").body)
@@ -549,13 +549,13 @@ class RealNodes(Scenario):
                 self.assertLessEqual(found["entry"].items(), answer.items())
                 self.assertEqual([found[k] for k in ("leaf_hash", "tree_size", "root")],
                                  [answer[k] for k in ("leaf_hash", "tree_size", "root")])
-        gone = self.expect(c.nodes[0].delete("/r0?receipt=true"), 200).json()
+        gone = self.expect(self.done(c.nodes[0], "DELETE", "/r0?receipt=true"), 200).json()
         self.cosigned(c, gone["seq"], folder)
 
     def cosigned(self, c, seq, folder):
         """A receipt whose checkpoint is the cosigned one of /ledger/checkpoint shows the quorum of nodes."""
         keys = self.expect(c.nodes[1].get("/ledger/keys"), 200).json()
-        note = self.expect(c.nodes[1].get("/ledger/checkpoint"), 200).body.decode()
+        note = self.signed_by_all(c.nodes[1])
         size = note.split("\n")[1]
         proof = self.expect(c.nodes[2].get(f"/ledger/proof?seq={seq}&size={size}"), 200).json()
         leaf = self.expect(c.nodes[2].get(f"/verify/r0?seq={seq}"), 200).json()["leaf"]
@@ -575,12 +575,9 @@ class RealNodes(Scenario):
         self.fill(c.nodes[0], rng)
         for turn in range(2):
             for i in range(2):
-                ops = [json.dumps({"op": "put", "key": f"b{rng.randrange(900)}", "value": "x" * rng.randrange(40)})
-                       for _ in range(1500)]
-                reply = c.nodes[i].post("/batch", "\n".join(ops), headers=helpers.NDJSON)
-                self.assertFalse([line for line in self.expect(reply, 200).lines() if "error" in line])
+                self.batch(c.nodes[i], [{"op": "put", "key": f"b{rng.randrange(900)}", "value": "x" * rng.randrange(40)} for _ in range(1500)])
             if turn == 0:
-                self.expect(c.nodes[1].post("/cluster/seal"), 200)
+                self.expect(self.done(c.nodes[1], "POST", "/cluster/seal"), 200)
         size = c.leader().size()
         for node in c.nodes:
             status, found = run("ledger", node.url, "--key", node.get("/ledger/key").body.decode().strip())

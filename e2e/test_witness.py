@@ -70,7 +70,7 @@ class Witnesses(Scenario):
             node.sections["witness"] = {"targets": [f"{w.vkey()} {w.url()}" for w in self.witnesses],
                                         "interval_secs": 1, "timeout_secs": 2}
         cluster.start()
-        cluster.leader().put("/a", b"1")
+        self.expect(self.done(cluster.leader(), "PUT", "/a", b"1"), 201)
         vkey = wait_for("the ledger's key", lambda: self.key(cluster.nodes[0]))
         for witness in self.witnesses:
             old = witness.vkey()
@@ -106,7 +106,7 @@ class Witnesses(Scenario):
         cluster.kill([cluster.leader()])
         leader = cluster.leader()
         for i in range(20):
-            self.expect(leader.put(f"/b{i}", b"2"), (200, 201))
+            self.expect(self.done(leader, "PUT", f"/b{i}", b"2"), (200, 201))
         self.wait_witnessed(leader, size + 20)
         self.witnesses[1].start(vkey)
         self.wait_witnessed(leader, size + 20, 2)

@@ -7,6 +7,7 @@ other entry of a load belongs to an attempt whose outcome was unknown, and no
 attempt is there twice.
 """
 
+import contextlib
 import os
 import random
 
@@ -21,7 +22,7 @@ def seal(cluster):
             reply = node.post("/cluster/seal")
             if reply.status == 200:
                 return reply
-    return wait_for("POST /cluster/seal answers 200", sealed).json()["ledger_size"]
+    return wait_for("POST /cluster/seal answers 200", sealed, 120).json()["ledger_size"]
 
 
 def segment_files(node):
@@ -30,7 +31,7 @@ def segment_files(node):
     found = {}
     for name in sorted(os.listdir(folder)):
         if name.endswith(".seg"):
-            with open(os.path.join(folder, name), "rb") as f:
+            with contextlib.suppress(FileNotFoundError), open(os.path.join(folder, name), "rb") as f:  # it may just have been dropped
                 found[name] = sha256(f.read())
     return found
 
@@ -53,7 +54,7 @@ def check(test, cluster, load=None, sample=1000):
     cluster.wait_ready()
     size = seal(cluster)
     nodes = cluster.running()
-    wait_for("all nodes at the sealed size", lambda: all((n.size() or 0) >= size for n in nodes), 30)
+    wait_for("all nodes at the sealed size", lambda: all((n.size() or 0) >= size for n in nodes), 120)
     compare_manifests(test, nodes, size)
     ledger = compare_entries(test, nodes, size)
     if load is not None:
@@ -79,7 +80,7 @@ def compare_manifests(test, nodes, size):
         told = [manifest(n) for n in nodes]
         if all(m == first and list(segment_files(n)) == files for n, (m, files) in zip(nodes, told)):
             return first
-    first = wait_for("equal manifests, and their files on every node", settled, 30)
+    first = wait_for("equal manifests, and their files on every node", settled, 120)
 
     position = 0
     for segment in first["segments"]:
