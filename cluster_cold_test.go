@@ -258,7 +258,9 @@ func TestColdDamagedObject(t *testing.T) {
 	one, other := (keep+1)%3, (keep+2)%3
 	c.waitCold(one)
 	c.waitCold(other)
+	bucket.mu.Lock() // the nodes use it all the time
 	bucket.mayChange = func(string) bool { return true }
+	bucket.mu.Unlock()
 	segments := c.nodes[keep].store.manifest.Load().segments
 	keys := make([]string, len(segments))
 	for i, info := range segments {
