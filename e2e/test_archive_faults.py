@@ -111,6 +111,44 @@ class Flaky(Bucketed):
             self.check_bucket(c)
 
 
+class Refused(Bucketed):
+    def test_one_object_is_refused(self):
+        """An object that lies in a storage class that cannot be read, or is forbidden: what it holds is 503, all else goes on."""
+        with Proxy(self.server) as proxy:
+            c = self.archiving(s3=self.s3(endpoint=proxy.url), age_threshold_secs=0)
+            node = c.leader()
+            self.vkey_of(node)
+            written = Written(self, node)
+            self.make_cold(c)
+            listed = segments(node)
+            refused = listed[2]
+            proxy.answer = lambda method, path: error(403, "InvalidObjectState", "The operation is not valid for the object's storage class") \
+                if refused["object"] in path else None
+            for other in c.nodes:
+                other.stop()
+                other.start().wait_ready()
+            node = c.leader()
+            written.lines(node, 600)
+            last = written.last = node.size()
+            for other in c.nodes:
+                reply = self.expect(other.get("/ledger/segments/" + refused["id"]), 503, "archive_unavailable")
+                self.assertIn(refused["object"], reply.body.decode())
+                self.expect(other.get(f"/ledger/entries?from={refused['first_seq']}&limit=1&values=true"), 503)
+                for segment in listed:
+                    if segment["id"] != refused["id"]:
+                        self.expect(other.get("/ledger/segments/" + segment["id"]), 200)
+            self.expect(self.done(node, "PUT", "/new", b"new"), 201)
+            self.expect(self.done(node, "POST", "/cluster/seal"), 200)
+            wait_for("what is new is archived and dropped", lambda: all(
+                s["state"] == "cold" for other in c.nodes for s in segments(other)[len(listed):]) and node.size() > last, 90)
+            proxy.answer = None
+            wait_for("it is given again", lambda: all(
+                other.get("/ledger/segments/" + refused["id"]).status == 200 for other in c.nodes), 90)
+            written.check(node)
+            check(self, c)
+            self.check_bucket(c)
+
+
 KINDS = ["one bit in each", "cut in half", "empty", "swapped", "zeros of the same size", "gone"]
 
 

@@ -68,21 +68,39 @@ class Replaced(Scenario):
         load.__exit__()
         check(self, c, load)
 
-    def test_a_copied_directory_is_refused(self):
-        c = self.cluster()
-        original = c.followers()[0]
-        self.expect(self.done(original, "PUT", "/k", b"x"), 201)
+    def copied(self, c, original):
+        """Stop a node and copy its directory; the node that is to run on the copy, at other addresses."""
         copy = self.extra(c, original.number)
         c.nodes.remove(copy)
         self.addCleanup(copy.kill)
         self.assertEqual(original.stop(), 0)
-        shutil.copytree(original.data, copy.data + "-copy")
+        copy.data = copy.sections["node"]["data_dir"] = original.data + "-copy"
+        copy.config, copy.log = copy.data + ".toml", copy.data + ".log"
+        shutil.copytree(original.data, copy.data)
+        return copy
+
+    def test_a_copied_directory_is_refused(self):
+        c = self.cluster()
+        original = c.followers()[0]
+        self.expect(self.done(original, "PUT", "/k", b"x"), 201)
+        copy = self.copied(c, original)
         original.start().wait_ready()
-        copy.sections["node"]["data_dir"] = copy.data + "-copy"
-        copy.start()
-        self.expect_refusal(copy, "copy")
+        self.expect_refusal(copy.start(), "copy")
         self.assertEqual(self.members(original)[original.number]["state"], "alive")
         check(self, c)
+
+    def test_a_copy_takes_the_place_of_its_original(self):
+        c = self.cluster()
+        load = self.loaded(c)
+        original = c.followers()[0]
+        copy = self.copied(c, original).start().wait_ready()
+        place = f"127.0.0.1:{copy.sections['network']['raft_port']}"
+        for other in c.running():
+            wait_for("the copy is known", lambda: self.members(other)[copy.number]["raft"] == place)
+        self.expect_refusal(original.start(), "copy")
+        c.nodes[c.nodes.index(original)] = copy
+        load.__exit__()
+        check(self, c, load)
 
     def test_a_node_moves(self):
         c = self.cluster()
