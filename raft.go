@@ -79,6 +79,7 @@ type node struct {
 	fsm       atomic.Pointer[fsm]
 	readyTerm atomic.Uint64 // the term in which this leader has applied everything before it
 	diskFull  atomic.Bool
+	spaceLow  chan struct{} // wakes spaceLoop
 	door      doorway       // of this leader: shut while leadership is being handed over
 	transfers chan struct{} // holds a token while one is under way: who waits for it has a deadline
 	caughtUp  atomic.Bool   // since its start this node has had all that the leader had at some moment
@@ -191,12 +192,9 @@ func openNode(o nodeOptions) (_ *node, err error) {
 	if o.metrics == nil {
 		o.metrics = newMetrics()
 	}
-	n := &node{o: o, sealNow: make(chan struct{}, 1), failures: make(chan error, 1), transfers: make(chan struct{}, 1)}
+	n := &node{o: o, sealNow: make(chan struct{}, 1), failures: make(chan error, 1), transfers: make(chan struct{}, 1), spaceLow: make(chan struct{}, 1)}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	n.checks.wake = make(chan struct{}, 1)
-	if n.o.space == nil {
-		n.o.space = statSpace
-	}
 	if n.o.archiveEvery == 0 {
 		n.o.archiveEvery = archiveEvery
 	}
@@ -305,6 +303,9 @@ func (n *node) openStore() (err error) {
 // openDisk opens the store and the Raft log and makes them agree. started says that
 // Raft has run on this disk: then there is a log.
 func (n *node) openDisk(started bool) (err error) {
+	if n.o.space == nil {
+		n.o.space = statSpace
+	}
 	if err := n.openStore(); err != nil {
 		return err
 	}
@@ -312,6 +313,7 @@ func (n *node) openDisk(started bool) (err error) {
 	n.log, err = openLogStore(dir, logOptions{
 		fileSize:   n.o.logFileSize,
 		mustExist:  started,
+		room:       n.spareSpace,
 		gapAllowed: func(first uint64) bool { return n.store.durable.Load().at.index+1 >= first },
 		fatal:      n.fail,
 		logger:     n.o.logger,

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"log/slog"
+	"math"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -62,6 +63,8 @@ type logOptions struct {
 	gapAllowed func(first uint64) bool
 	// mustExist: there was a log, and to begin another would forget votes and entries.
 	mustExist bool
+	// room returns how many bytes a new file should take at most; nil = any number.
+	room func() int64
 	// fatal is told the first error that leaves the log in doubt; the process
 	// must end. nil = nobody is told. It must not call the store.
 	fatal  func(error)
@@ -128,6 +131,9 @@ func openLogStore(dir string, o logOptions) (*logStore, error) {
 	if l.o.fileSize == 0 {
 		l.o.fileSize = defaultLogFileSize
 	}
+	if l.o.room == nil {
+		l.o.room = func() int64 { return math.MaxInt64 }
+	}
 	if l.o.logger == nil {
 		l.o.logger = slog.New(slog.DiscardHandler)
 	}
@@ -135,7 +141,7 @@ func openLogStore(dir string, o logOptions) (*logStore, error) {
 	if o.cache == 0 {
 		l.cache.limit = defaultLogCache
 	}
-	l.maker = logFileMaker{disk: l.disk, dir: dir, asked: make(chan logFileHeader, 1), made: make(chan madeFile, 1)}
+	l.maker = logFileMaker{disk: l.disk, dir: dir, room: l.o.room, asked: make(chan logFileHeader, 1), made: make(chan madeFile, 1)}
 	err := l.recover()
 	if err == nil && len(l.files) == 0 {
 		if err = fmt.Errorf("%s: %w", dir, errNoLog); !o.mustExist {

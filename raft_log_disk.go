@@ -87,6 +87,7 @@ type logFileMaker struct {
 	disk logDisk
 	dir  string
 	id   [16]byte
+	room func() int64 // logOptions.room
 
 	ready   *logFile // made and not yet used
 	pending bool     // an answer is due in made
@@ -105,7 +106,7 @@ func (m *logFileMaker) loop(ctx context.Context) {
 	for {
 		select {
 		case h := <-m.asked:
-			f, err := m.make(ctx, h.number, h.size)
+			f, err := m.makeFitting(ctx, h.number, h.size, min(h.size, firstLogFileSize))
 			m.made <- madeFile{f, err}
 		case <-ctx.Done():
 			return
@@ -144,9 +145,24 @@ func (m *logFileMaker) take(number uint64, size, least int64) (*logFile, error) 
 	if m.ready != nil {
 		return m.ready, nil
 	}
-	f, err := m.make(context.Background(), number, max(size, least))
+	f, err := m.makeFitting(context.Background(), number, size, max(min(size, firstLogFileSize), least))
 	m.ready = f
 	return f, err
+}
+
+// makeFitting makes a file of that size, or a smaller one, down to least, that leaves
+// the disk its reserve: a log that wants 64 MiB or nothing stops long before the disk
+// is full, and nobody is told why.
+func (m *logFileMaker) makeFitting(ctx context.Context, number uint64, size, least int64) (*logFile, error) {
+	for room := m.room(); size > least && size > room; {
+		size = size / 2
+	}
+	for size = max(size, least); ; size = max(size/2, least) {
+		f, err := m.make(ctx, number, size)
+		if !diskFull(err) || size == least {
+			return f, err
+		}
+	}
 }
 
 // used says that the file of take now belongs to the log.

@@ -614,6 +614,51 @@ func TestLogDiskFullRollsBack(t *testing.T) {
 	}
 }
 
+// A next file that would touch the reserve of the disk, or does not fit, is made smaller.
+func TestLogSmallerFiles(t *testing.T) {
+	t.Parallel()
+	const limit = 3 << 20
+	disk, written := newMemDisk(), 0
+	full := func(op, path string) (bool, error) { // room for limit bytes in what is being made
+		switch {
+		case !strings.HasSuffix(path, logTemp):
+		case op == "create":
+			written = 0
+		case op == "write":
+			if written++; written > limit>>20 {
+				return false, syscall.ENOSPC
+			}
+		}
+		return true, nil
+	}
+	for _, x := range []struct {
+		name  string
+		room  func() int64
+		fault func(op, path string) (bool, error)
+	}{{"reserve", func() int64 { return limit }, nil}, {"full", nil, full}, {"nothing", func() int64 { return -limit }, full}} {
+		t.Run(x.name, func(t *testing.T) {
+			o := testLogOptions(t)
+			o.disk, o.fileSize, o.room = disk, 16<<20, x.room
+			disk.setFault(x.fault)
+			defer disk.setFault(nil)
+			l := mustOpenLog(t, x.name, o)
+			for i := range 40 {
+				mustStore(t, l, testLogs(uint64(i)+1, 1, "x", 256<<10))
+			}
+			if len(l.files) < 5 {
+				t.Errorf("10 MiB are in %d files", len(l.files))
+			}
+			for _, f := range l.files {
+				if f.size > limit {
+					t.Errorf("file %d has %d bytes", f.number, f.size)
+				}
+			}
+			l.close()
+			wantLogs(t, mustOpenLog(t, x.name, o), testLogs(1, 40, "x", 256<<10))
+		})
+	}
+}
+
 // memOptions is o on another disk.
 func memOptions(o logOptions, disk *memDisk) logOptions {
 	o.disk = disk

@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"math"
 	"slices"
 	"syscall"
 	"time"
@@ -17,6 +18,7 @@ import (
 //
 // What must still be written then has its place already: term and vote, the
 // records of signed heads and the Raft log's current file are written in place.
+// The Raft log's next file is as large as leaves the reserve alone.
 
 const (
 	spaceEvery  = time.Second
@@ -48,6 +50,24 @@ func (s diskSpace) full(was bool) bool {
 	return s.free < s.reserve()
 }
 
+// spareSpace returns how many bytes the disk has beyond its reserve, which is what
+// may be taken ahead of need. If that is little, spaceLoop looks at once: a second is
+// enough to write all of the reserve.
+func (n *node) spareSpace() int64 {
+	s, err := n.o.space(n.o.dataDir)
+	if err != nil {
+		return math.MaxInt64 // spaceLoop tells
+	}
+	spare := int64(s.free) - int64(s.reserve())
+	if spare < defaultLogFileSize {
+		select {
+		case n.spaceLow <- struct{}{}:
+		default: // it will
+		}
+	}
+	return spare
+}
+
 // spaceLoop looks at the space left on the disk as long as the node is open.
 func (n *node) spaceLoop() {
 	for n.ctx.Err() == nil {
@@ -57,7 +77,11 @@ func (n *node) spaceLoop() {
 		} else {
 			n.noteSpace(space)
 		}
-		n.pause(spaceEvery)
+		select {
+		case <-n.spaceLow:
+		case <-time.After(spaceEvery):
+		case <-n.ctx.Done():
+		}
 	}
 }
 
