@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io/fs"
 	"math"
@@ -12,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 )
 
 // The configuration: this struct is the manual. Each key states its unit, its
@@ -392,13 +394,16 @@ func (l *configLoader) validate() {
 // validateS3 checks what can be told of the bucket without asking it.
 func (l *configLoader) validateS3() {
 	s3 := l.config.Storage.S3
-	l.check(s3.Bucket == "" || validName(s3.Bucket), s3.Bucket,
+	l.check(s3.Bucket == "" || validName(s3.Bucket) && strings.Trim(s3.Bucket, ".") != "", s3.Bucket,
 		"the name of a bucket: letters, digits, '.', '_' and '-'", "storage.s3.bucket")
 	l.check(s3.Endpoint == "" || validEndpoint(s3.Endpoint), s3.Endpoint,
 		"a URL such as https://host:port", "storage.s3.endpoint")
 	l.check((s3.AccessKeyID == "") == (s3.SecretAccessKey == ""), "one of them",
 		"access_key_id and secret_access_key both or neither", "storage.s3.access_key_id", "storage.s3.secret_access_key")
+	l.check(s3.Region == "" || validName(s3.Region), s3.Region, "a name such as eu-central-1", "storage.s3.region")
+	l.check(!strings.ContainsFunc(s3.AccessKeyID, unicode.IsControl), fmt.Sprintf("%q", s3.AccessKeyID), "no control characters", "storage.s3.access_key_id")
 	prefix := strings.Trim(s3.Prefix, "/")
+	l.check(!strings.ContainsFunc(prefix, unicode.IsControl), fmt.Sprintf("%q", s3.Prefix), "no control characters", "storage.s3.prefix")
 	l.check(prefix == "" || fs.ValidPath(prefix), s3.Prefix, "names with one slash between them, none of them . or ..", "storage.s3.prefix")
 	known := slices.Contains([]string{"", "GOVERNANCE", "COMPLIANCE"}, s3.ObjectLockMode)
 	l.check(known, s3.ObjectLockMode, `"", GOVERNANCE or COMPLIANCE`, "storage.s3.object_lock_mode")
@@ -535,7 +540,11 @@ func validName(s string) bool {
 // validEndpoint reports whether s is the URL of an HTTP server.
 func validEndpoint(s string) bool {
 	u, err := url.Parse(s)
-	return err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Host != "" && u.User == nil
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
+		return false
+	}
+	port, err := strconv.ParseUint(cmp.Or(u.Port(), "443"), 10, 16)
+	return err == nil && port > 0
 }
 
 // unspecified reports whether host stands for all interfaces.

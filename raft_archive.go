@@ -60,6 +60,7 @@ type archiver struct {
 	published publishedManifest
 	beat      int       // how many objects the patrol has visited
 	visited   time.Time // when it did last
+	listed    time.Time // when what is there was last compared with what should be
 }
 
 // wrongObject is an object that is not what its name says.
@@ -316,6 +317,9 @@ func (n *node) archiveNow(ctx context.Context) (answer archiveAnswer, err error)
 	defer a.rounds.Unlock()
 	if err = a.probe(ctx); err == nil {
 		answer.Archived, err = a.round(ctx, true)
+		if err == nil {
+			err = a.list(ctx)
+		}
 		err = errors.Join(err, a.wrongs())
 	}
 	a.note(err)

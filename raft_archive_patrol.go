@@ -9,17 +9,20 @@ import (
 	"time"
 )
 
-// The leader's patrol in the bucket: others can write there, too. Each recorded
+// The leader's patrol in the bucket: others can write there, too. The bucket is listed
+// every hour, for what is gone, as it is when a client wants all archived. Each recorded
 // object is visited once a day: its size and its table are compared with its name. What is in its members is seen when they are read.
 //
 //	it is gone         it is put again, from this node's copy, else from another's;
 //	                   the name is the same, so nothing is to be recorded
 //	it is another one  it is told and left alone (raft_archive.go)
 //
-// A bucket manifest that is gone is written anew.
+// A bucket manifest that is gone is written anew, and was hardly alone.
 
-// patrolTime is how long one walk past all objects takes.
-const patrolTime = 24 * time.Hour
+const (
+	patrolTime = 24 * time.Hour // for one walk past all objects
+	listEvery  = time.Hour
+)
 
 // patrol visits the objects whose turn it is, and the newest bucket manifest.
 func (a *archiver) patrol(ctx context.Context) error {
@@ -43,13 +46,45 @@ func (a *archiver) patrol(ctx context.Context) error {
 			return err
 		}
 	}
-	if p := &a.published; p.size > 0 && p.bytes == nil {
-		if _, err := a.n.o.objects.size(ctx, p.name); errors.Is(err, fs.ErrNotExist) {
-			a.n.o.logger.Warn("the bucket manifest is gone from the bucket, writing it again", "object", p.name)
-			*p = publishedManifest{}
-			return a.publish(ctx)
+	p, gone := &a.published, false
+	if p.size > 0 && p.bytes == nil {
+		_, err := a.n.o.objects.size(ctx, p.name)
+		gone = errors.Is(err, fs.ErrNotExist)
+	}
+	if gone || time.Since(a.listed) >= listEvery {
+		if err := a.list(ctx); err != nil {
+			return err
 		}
 	}
+	if gone {
+		a.n.o.logger.Warn("the bucket manifest is gone from the bucket, writing it again", "object", p.name)
+		*p = publishedManifest{}
+		return a.publish(ctx)
+	}
+	return nil
+}
+
+// list visits the recorded objects that a listing of the bucket does not name. A
+// bucket that may not be listed is believed.
+func (a *archiver) list(ctx context.Context) error {
+	named := make(map[string]bool)
+	err := a.n.o.objects.list(ctx, a.folder()+segmentsFolder, func(key string, _ int64) error {
+		named[key] = true
+		return nil
+	})
+	if err != nil {
+		a.n.o.logger.Debug("listing the bucket", "error", err)
+		return a.look(ctx)
+	}
+	for _, info := range a.n.store.manifest.Load().segments {
+		if info.object == "" || named[a.n.store.objectKey(info)] {
+			continue
+		}
+		if err := a.visit(ctx, info); err != nil {
+			return err
+		}
+	}
+	a.listed = time.Now()
 	return nil
 }
 

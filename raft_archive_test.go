@@ -549,6 +549,60 @@ func TestArchivePatrol(t *testing.T) {
 	c.checkBucket(b)
 }
 
+// TestArchiveEmptied: a bucket that somebody empties has all again when a client wants
+// all archived, and by itself as soon as its manifest is missed.
+func TestArchiveEmptied(t *testing.T) {
+	t.Parallel()
+	b := newMemBucket(t)
+	c := newCluster(t, 3, archivedIn(b), func(o *nodeOptions) { o.patrolTime = 1000 * time.Hour })
+	c.segmentsOf(3)
+	c.waitArchived()
+	c.checkBucket(b)
+	kept := make(map[string][]byte)
+	empty := func(folders ...string) {
+		for _, folder := range folders {
+			for _, key := range b.keys("/" + folder) {
+				kept[key] = b.object(key)
+				b.change(key, nil)
+				b.mu.Lock()
+				b.puts[key]--
+				b.mu.Unlock()
+			}
+		}
+	}
+	empty(segmentsFolder)
+	eventually(t, "not everything is archived", func() bool {
+		told, err := c.nodes[c.leader()].archive(t.Context())
+		return err == nil && told.InBucket == 3
+	})
+	c.checkBucket(b)
+	empty(segmentsFolder, manifestsFolder)
+	eventually(t, "the objects do not come back", func() bool {
+		return len(b.keys("/"+segmentsFolder)) == 3 && len(b.keys("/"+manifestsFolder)) > 0
+	})
+	c.checkBucket(b)
+
+	for _, n := range c.nodes { // gone for good: that is no answer but a reason
+		for _, info := range n.store.manifest.Load().segments {
+			if err := n.store.drop(info); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	empty(segmentsFolder)
+	eventually(t, "nobody tells", func() bool {
+		_, err := c.nodes[c.leader()].archive(t.Context())
+		return errors.Is(err, errArchive) && strings.Contains(err.Error(), goneObject)
+	})
+	for key, body := range kept {
+		b.change(key, body)
+	}
+	eventually(t, "the archive works", func() bool {
+		_, err := c.nodes[c.leader()].archive(t.Context())
+		return err == nil
+	})
+}
+
 // TestArchiveLost: an object that is gone, and no node has the segment: nothing can be
 // done but to say which one.
 func TestArchiveLost(t *testing.T) {
