@@ -198,7 +198,7 @@ func (a *audit) fits(source *auditSource, s *auditedSegment) error {
 	name := s.id() + segmentSuffix
 	switch m := source.info; {
 	case s.first > a.entries && a.locked:
-		return fmt.Errorf("entry %d: entries %d to %d are not here, but maybe in the bucket: audit the node (--url), or stop it, for it holds the lock of ledger.db", s.first, a.entries, s.first-1)
+		return a.maybeCold(a.entries, s.first)
 	case s.first > a.entries:
 		return fmt.Errorf("entry %d: entries %d to %d are missing before it", s.first, a.entries, s.first-1)
 	case s.first < a.entries:

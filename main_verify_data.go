@@ -35,6 +35,10 @@ func (a *audit) folder(ctx context.Context, o auditOptions) error {
 	if err != nil {
 		return err
 	}
+	indexed, err := indexedEntries(o.data) // before the segments, which come before their index
+	if err != nil {
+		return err
+	}
 	if err := a.listFiles(dir); err != nil {
 		return err
 	}
@@ -56,6 +60,9 @@ func (a *audit) folder(ctx context.Context, o auditOptions) error {
 	} else {
 		compared, err = a.withLedger(ctx, filepath.Join(o.data, "ledger.db"))
 	}
+	if err == nil && a.locked && indexed > a.tree.size {
+		err = a.maybeCold(a.tree.size, indexed)
+	}
 	if err == nil {
 		err = a.unseen()
 	}
@@ -70,6 +77,27 @@ func (a *audit) folder(ctx context.Context, o auditOptions) error {
 	}
 	a.report(compared...)
 	return nil
+}
+
+// indexedEntries returns how many entries a node had sealed, as the names of its index
+// runs say: who may not read ledger.db learns from them what is in the bucket only.
+func indexedEntries(data string) (entries uint64, err error) {
+	files, err := os.ReadDir(filepath.Join(data, "index"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	for _, f := range files {
+		var level, first, last uint64
+		if n, _ := fmt.Sscanf(f.Name(), "%d-%d-%d.run", &level, &first, &last); n == 3 {
+			entries = max(entries, last+1)
+		}
+	}
+	return entries, err
+}
+
+// maybeCold is the error of entries that are not in the segment files of a running node.
+func (a *audit) maybeCold(from, to uint64) error {
+	return fmt.Errorf("entries %d to %d are not here, but maybe in the bucket: audit the node (--url), or stop it, for it holds the lock of ledger.db", from, to-1)
 }
 
 // readCheckpoint reads the signed checkpoint that the user has.

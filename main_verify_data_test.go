@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"hash/crc32"
 	"math/rand/v2"
 	"os"
@@ -92,6 +93,18 @@ func TestAuditNode(t *testing.T) {
 		t.Fatal(err)
 	}
 	exits(t, "", 1, "entries 0 to 29 are not here, but maybe in the bucket", "audit", "--data", dir)
+	if err := os.Rename(first+".away", first); err != nil {
+		t.Fatal(err)
+	}
+	first = filepath.Join(dir, "segments", h.segments[2].info.id()+segmentSuffix)
+	if err := os.Rename(first, first+".away"); err != nil {
+		t.Fatal(err)
+	}
+	run := filepath.Join(dir, indexDir, runInfo{first: h.segments[2].info.first, last: h.segments[2].info.end() - 1}.name())
+	if err := errors.Join(os.MkdirAll(filepath.Dir(run), 0o700), os.WriteFile(run, nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	exits(t, "", 1, "to 639 are not here, but maybe in the bucket", "audit", "--data", dir)
 	if err := os.Rename(first+".away", first); err != nil {
 		t.Fatal(err)
 	}
